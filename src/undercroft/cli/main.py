@@ -1,0 +1,31 @@
+"""The ``undercroft`` command: joins the verbs and maps errors to exit statuses."""
+
+from __future__ import annotations
+
+import typer
+
+from undercroft.base import UndercroftError
+from undercroft.cli import exit_status
+
+app = typer.Typer(
+    name="undercroft",
+    help="Is that machine running what it should, right now?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Is that machine running what it should, right now?"""
+
+
+def main() -> None:
+    """Run the command line; an error of ours is printed without a traceback."""
+    try:
+        app()
+    except UndercroftError as error:
+        exit_status.report(error)
+        raise SystemExit(exit_status.of(error)) from None

@@ -1,0 +1,1 @@
+"""Builds and runs measured guests from distribution packages."""

@@ -1,0 +1,1 @@
+"""Fetches distribution packages along their signature chain and derives reference values."""

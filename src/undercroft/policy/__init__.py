@@ -1,0 +1,1 @@
+"""Typed policy and its parser.  What must hold for a machine to be called good."""
