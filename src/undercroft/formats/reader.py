@@ -7,7 +7,7 @@ count or size taken from the input can make us allocate more than the input itse
 from __future__ import annotations
 
 import struct
-from typing import Literal
+from typing import Any, Literal
 
 from undercroft.base import FormatError
 
@@ -74,6 +74,14 @@ class BoundedReader:
     def u64(self, what: str) -> int:
         """Read a 64-bit unsigned integer."""
         return self._uint(8, what)
+
+    def unpack(self, layout: struct.Struct, what: str) -> tuple[Any, ...]:
+        """Read the fields of ``layout`` at once; the layout's own byte order holds."""
+        if self._end - self.offset < layout.size:
+            raise self.fail(f"{what} is cut short", expected=layout.size, got=self.remaining)
+        fields = layout.unpack_from(self.data, self.offset)
+        self.offset += layout.size
+        return fields
 
     def take(self, size: int, what: str) -> bytes:
         """Read exactly ``size`` bytes."""

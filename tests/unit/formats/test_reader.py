@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +56,15 @@ def test_leftovers_are_refused() -> None:
         reader.finish()
     assert reader.rest() == b"bc"
     reader.finish()
+
+
+def test_a_layout_is_read_whole_or_not_at_all() -> None:
+    reader = BoundedReader(b"\x01\x02\x03\x04\x05", "X", order="little")
+    layout = struct.Struct("<BH")
+    assert reader.unpack(layout, "the header") == (1, 0x0302)
+    with pytest.raises(FormatError, match="the header is cut short") as caught:
+        reader.unpack(layout, "the header")
+    assert (caught.value.offset, reader.rest()) == (3, b"\x04\x05")
 
 
 @given(st.binary(max_size=40), st.sampled_from([1, 2, 4]))
