@@ -17,8 +17,8 @@ class DescriptorTable:
 class VcpuState:
     """Registers of one vCPU (Intel SDM vol. 3, 2.1 and 2.5; all values unsigned).
 
-    ``lstar``, ``cstar`` and ``sysenter_eip`` are None where the backend cannot read MSRs.
-    ``dr`` holds DR0..DR3, DR6, DR7.
+    None stands where the backend cannot read a register: a dump holds no MSRs and no debug
+    registers, a monitor may not tell MSRs.  ``dr`` holds DR0..DR3, DR6, DR7.
     """
 
     index: int
@@ -27,10 +27,10 @@ class VcpuState:
     cr0: int
     cr3: int
     cr4: int
-    efer: int
+    efer: int | None
     idtr: DescriptorTable
     gdtr: DescriptorTable
-    dr: tuple[int, int, int, int, int, int]
+    dr: tuple[int, int, int, int, int, int] | None
     lstar: int | None
     cstar: int | None
     sysenter_eip: int | None
