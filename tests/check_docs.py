@@ -1,0 +1,128 @@
+"""Hold the documentation against the program: run by ``./dev check``, mended by ``./dev fmt``.
+
+Three things are generated and compared: docs/cli.md (every verb's ``--help``), the size of the
+trusted computing base in docs/threat-model.md, and the list of verbs in README.md, which a
+person writes but which must name every verb that exists and none that does not.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from pathlib import Path
+
+from typer.main import get_command
+
+from undercroft.cli.main import app
+
+ROOT = Path(__file__).resolve().parent.parent
+CLI = ROOT / "docs" / "cli.md"
+THREAT_MODEL = ROOT / "docs" / "threat-model.md"
+TCB_MARKS = ("<!-- tcb: generated -->", "<!-- tcb: end -->")
+TCB_FOLDERS = ("base", "formats", "reference/kernel", "securekernel")
+"""What runs in the secure kernel's process: itself and the pure code it replays with."""
+
+
+def _help_pages(command: object, path: str) -> list[tuple[str, str]]:
+    import click
+
+    assert isinstance(command, click.Command)
+    context = click.Context(command, info_name=path, max_content_width=96, terminal_width=96)
+    pages = [(path, command.get_help(context))]
+    for name in sorted(getattr(command, "commands", {})):
+        pages += _help_pages(command.commands[name], f"{path} {name}")  # type: ignore[attr-defined]
+    return pages
+
+
+def cli_page() -> str:
+    """Return docs/cli.md as it must be."""
+    lines = [
+        "# The command line",
+        "",
+        "Made from the program's own `--help` by `./dev fmt`; `./dev check` compares them.",
+        "",
+        "Exit status: 0 affirmed, 1 our own failure, 2 usage, 3 contraindicated, 4 not enough to",
+        "tell, 5 evidence not authentic.",
+    ]
+    for path, text in _help_pages(get_command(app), "undercroft"):
+        body = "\n".join(line.rstrip() for line in text.splitlines()).strip()
+        lines += ["", f"## {path}", "```", body, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _code_lines(path: Path) -> int:
+    """Return the lines of a module that hold code: no blanks, comments or docstrings."""
+    source = path.read_text()
+    skip: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        body = getattr(node, "body", None)
+        for child in body if isinstance(body, list) else ():
+            if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+                skip.update(range(child.lineno, (child.end_lineno or child.lineno) + 1))
+    rows = enumerate(source.splitlines(), 1)
+    return sum(1 for n, row in rows if n not in skip and row.strip() and row.strip()[0] != "#")
+
+
+def _imports(paths: list[Path]) -> set[str]:
+    found: set[str] = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found.update(alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"undercroft"}
+
+
+def tcb_table() -> str:
+    """Return the generated table of the trusted computing base."""
+    rows = ["| folder | files | lines of code |", "|---|---:|---:|"]
+    every: list[Path] = []
+    for folder in TCB_FOLDERS:
+        paths = sorted((ROOT / "src" / "undercroft" / folder).rglob("*.py"))
+        every += paths
+        rows.append(f"| {folder}/ | {len(paths)} | {sum(map(_code_lines, paths))} |")
+    rows.append(f"| together | {len(every)} | {sum(map(_code_lines, every))} |")
+    libraries = ", ".join(sorted(_imports(every))) or "none"
+    return "\n".join([*rows, "", f"Libraries besides Python's own: {libraries}."])
+
+
+def threat_model_page() -> str:
+    """Return docs/threat-model.md with its generated part as it must be."""
+    start, end = TCB_MARKS
+    text = THREAT_MODEL.read_text()
+    before, rest = text.split(start, 1)
+    after = rest.split(end, 1)[1]
+    return f"{before}{start}\n{tcb_table()}\n{end}{after}"
+
+
+def _readme_complaints() -> list[str]:
+    verbs = set(get_command(app).commands)  # type: ignore[attr-defined]
+    named = set(re.findall(r"`undercroft ([a-z][a-z-]+)", (ROOT / "README.md").read_text()))
+    return [f"README.md does not name the verb {v}" for v in sorted(verbs - named)] + [
+        f"README.md names the verb {v}, which does not exist" for v in sorted(named - verbs)
+    ]
+
+
+def main() -> int:
+    """Compare, or with ``--update`` write, the generated documentation."""
+    os.environ["COLUMNS"] = "96"
+    pages = {CLI: cli_page(), THREAT_MODEL: threat_model_page()}
+    if "--update" in sys.argv:
+        for path, text in pages.items():
+            path.write_text(text)
+        return 0
+    complaints = [
+        f"{path.relative_to(ROOT)} is out of date: run ./dev fmt"
+        for path, text in pages.items()
+        if not path.exists() or path.read_text() != text
+    ]
+    complaints += _readme_complaints()
+    sys.stderr.write("".join(complaint + "\n" for complaint in complaints))
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
