@@ -1,0 +1,225 @@
+"""From a package's name to a package file that the archive's signature vouches for.
+
+The chain, every link checked here and not left to apt: keyring -> signed Release file ->
+SHA256 of the Packages index -> stanza -> SHA256 of the package file.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from undercroft.base import EnvironmentFault, UndercroftError, VerificationError
+from undercroft.formats import strict_json
+from undercroft.packages.apt import DEBIAN_KEYRING, IndexTarget, PrivateApt, machine_freshness
+from undercroft.packages.gpgv import read_signed
+from undercroft.packages.index import PackagesIndex, Stanza
+from undercroft.packages.release import FreshnessRule, SignedText, VerifiedRelease, verify_release
+from undercroft.packages.verified import VerifiedPackage
+from undercroft.reference.model import Grade, Provenance
+
+LISTS_MAX_AGE_S = 24 * 3600.0
+_SEEN_LIMIT = 1 << 20
+
+
+class Refresh(enum.Enum):
+    """When to ask the mirror for new lists."""
+
+    AUTO = "auto"
+    """If there are none, or they are a day old; old ones do if the mirror does not answer."""
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+def verify_package(path: Path, stanza: Stanza) -> None:
+    """Raise VerificationError ``archive.package`` unless the file is the one of ``stanza``."""
+    if (size := path.stat().st_size) != stanza.size:
+        raise VerificationError(
+            "archive.package", f"{path.name} has another size", expected=stanza.size, got=size
+        )
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != stanza.sha256:
+        raise VerificationError(
+            "archive.package",
+            f"{path.name} has another digest than the signed index says",
+            expected=stanza.sha256,
+            got=digest,
+        )
+
+
+class Archive:
+    """The packages of one Debian release, through the machine's apt, in the folder ``root``.
+
+    ``now`` is the time that Release files are judged at; ``say`` is told what takes long.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        now: dt.datetime,
+        refresh: Refresh = Refresh.AUTO,
+        apt: PrivateApt | None = None,
+        rule: FreshnessRule | None = None,
+        keyring: Path = DEBIAN_KEYRING,
+        say: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self.root = root
+        self.now = now
+        self._apt = apt or PrivateApt(root, keyring=keyring)
+        self._rule = rule
+        self._keyring = keyring
+        self._refresh = refresh
+        self._say = say
+        self._indexes: tuple[PackagesIndex, ...] | None = None
+        self._refused: list[UndercroftError] = []
+
+    # -- lists --------------------------------------------------------------------------------
+
+    def _stamp(self) -> Path:
+        return self.root / "state" / "updated"
+
+    def _lists_are_old(self) -> bool:
+        stamp = self._stamp()
+        if not stamp.is_file():
+            return True
+        return not 0 <= time.time() - stamp.stat().st_mtime < LISTS_MAX_AGE_S
+
+    def _update(self) -> None:
+        if self._refresh is Refresh.NEVER:
+            return
+        if self._refresh is Refresh.AUTO and not self._lists_are_old():
+            return
+        self._say("fetching package lists")
+        try:
+            self._apt.update()
+            self._stamp().touch()
+        except EnvironmentFault as fault:
+            # One source of several may fail; what the others gave is judged by its signature.
+            self._refused.append(fault)
+
+    def _read_seen(self) -> dict[str, dt.datetime]:
+        path = self.root / "seen.json"
+        if not path.is_file():
+            return {}
+        data = path.read_bytes()
+        return strict_json.parse(data, dict[str, dt.datetime], "seen.json", limit=_SEEN_LIMIT)
+
+    def _write_seen(self, seen: dict[str, dt.datetime]) -> None:
+        path = self.root / "seen.json"
+        temporary = path.with_suffix(".new")
+        text = {name: date.isoformat() for name, date in sorted(seen.items())}
+        temporary.write_text(json.dumps(text, indent=1) + "\n")
+        temporary.replace(path)
+
+    def _signed_release(self, target: IndexTarget) -> SignedText:
+        stem = target.release_stem
+        inline, plain = Path(stem + "InRelease"), Path(stem + "Release")
+        if inline.is_file():
+            return read_signed(inline, self._keyring)
+        detached = Path(stem + "Release.gpg")
+        if plain.is_file() and detached.is_file():
+            return read_signed(plain, self._keyring, detached=detached)
+        raise EnvironmentFault(f"apt kept no Release file for {target.suite}")
+
+    def _load(self) -> tuple[PackagesIndex, ...]:
+        self._apt.configure()
+        self._update()
+        rule = self._rule or machine_freshness()
+        seen = self._read_seen()
+        releases: dict[str, VerifiedRelease] = {}
+        indexes = []
+        for target in self._apt.targets():
+            stem = target.release_stem
+            if stem not in releases:
+                releases[stem] = verify_release(
+                    self._signed_release(target),
+                    suite=target.suite,
+                    now=self.now,
+                    rule=rule,
+                    last_seen=seen,
+                )
+            indexes.append(PackagesIndex(target.path.read_bytes(), releases[stem], target.meta_key))
+        for verified in releases.values():
+            seen[verified.release.lineage] = verified.release.date
+        self._write_seen(seen)
+        return tuple(indexes)
+
+    @property
+    def indexes(self) -> tuple[PackagesIndex, ...]:
+        """The verified indexes, fetched first if need be.
+
+        Raises VerificationError or FormatError if any link of the chain is wrong, and
+        EnvironmentFault if apt could not fetch and nothing was there from before.
+        """
+        if self._indexes is None:
+            self._indexes = self._load()
+            if not self._indexes:
+                raise EnvironmentFault(
+                    "there are no package lists",
+                    got="; ".join(str(fault) for fault in self._refused) or "nothing fetched",
+                    remedy="check that `apt-get update` works on this machine",
+                )
+        return self._indexes
+
+    # -- packages -----------------------------------------------------------------------------
+
+    def find(self, name: str, version: str = "") -> tuple[Stanza, PackagesIndex]:
+        """Return the newest package ``name`` (or the one of ``version``) and who offers it."""
+        offers = [
+            (stanza, index)
+            for index in self.indexes
+            for stanza in index.find(name)
+            if not version or stanza.version == version
+        ]
+        if not offers:
+            raise EnvironmentFault(
+                f"no package {name}{' ' + version if version else ''} in this machine's sources",
+                expected=f"in {', '.join(sorted({i.origin for i in self.indexes}))}",
+                got="; ".join(str(fault) for fault in self._refused),
+            )
+        return max(offers, key=lambda offer: offer[0].order)
+
+    def fetch(self, name: str, version: str = "") -> VerifiedPackage:
+        """Return the package ``name`` as a file on disk, verified from the signature down.
+
+        A file that is already there is used if its digest is right, and replaced otherwise.
+        """
+        stanza, index = self.find(name, version)
+        folder = self.root / "packages"
+        quoted = stanza.version.replace(":", "%3a")
+        path = folder / f"{stanza.name}_{quoted}_{stanza.architecture}.deb"
+        try:
+            verify_package(path, stanza)
+        except (FileNotFoundError, VerificationError):
+            path.unlink(missing_ok=True)
+            self._say(f"fetching {stanza.name} {stanza.version}")
+            fetched = self._apt.download(stanza.name, stanza.version, stanza.architecture, folder)
+            path = fetched.replace(path)
+            verify_package(path, stanza)
+        return VerifiedPackage(
+            stanza.name,
+            stanza.version,
+            stanza.architecture,
+            path,
+            stanza.sha256,
+            Provenance(
+                Grade.PACKAGE,
+                package=stanza.name,
+                version=stanza.version,
+                origin=f"{index.origin}: {stanza.filename}",
+                release_sha256=index.release.sha256,
+                signer=index.release.signer,
+                note=index.release.note,
+            ),
+        )
+
+    def fetch_all(self, names: Iterable[str]) -> tuple[VerifiedPackage, ...]:
+        """Fetch several packages; see :meth:`fetch`."""
+        return tuple(self.fetch(name) for name in names)
