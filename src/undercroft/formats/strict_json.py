@@ -17,6 +17,7 @@ from undercroft.base import FormatError
 
 T = TypeVar("T")
 
+_HEX = re.compile(r"(?:[0-9a-f]{2})*")
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -69,6 +70,16 @@ def parse(data: bytes, kind: type[T], format_name: str, *, limit: int) -> T:
         return msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
         raise FormatError(format_name, 0, str(error)) from error
+
+
+def unhex(text: str) -> bytes:
+    """Decode lower-case hexadecimal without separators: one text for one value.
+
+    Raises ValueError (FormatError is for the caller to raise: it knows what it reads).
+    """
+    if not _HEX.fullmatch(text):
+        raise ValueError(f"not lower-case hexadecimal: {text[:80]!r}")
+    return bytes.fromhex(text)
 
 
 def encode(value: msgspec.Struct) -> bytes:

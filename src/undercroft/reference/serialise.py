@@ -13,7 +13,6 @@ Empty parts and fields may be left out, and are when written.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import msgspec
@@ -33,7 +32,6 @@ MAX_SIZE = 256 << 20
 """Bytes of the largest set we read; 100,000 files take about 25 MB."""
 
 _NAME = "reference set"
-_HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 
 class _Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -74,13 +72,6 @@ def _fail(reason: str, *, expected: object = "", got: object = "") -> FormatErro
     return FormatError(_NAME, 0, reason, expected=expected, got=got)
 
 
-def parse_hex(text: str) -> bytes:
-    """Decode lower-case hexadecimal without separators.  Raises FormatError."""
-    if not _HEX.fullmatch(text):
-        raise _fail("not lower-case hexadecimal", got=repr(text[:80]))
-    return bytes.fromhex(text)
-
-
 def parse_digest(text: str) -> Digest:
     """Decode ``sha256:<hex>``.  Raises FormatError."""
     name, _, value = text.partition(":")
@@ -88,7 +79,7 @@ def parse_digest(text: str) -> Digest:
     if algorithm is None:
         raise _fail("unknown hash algorithm", got=repr(name[:40]))
     try:
-        return Digest(algorithm, parse_hex(value))
+        return Digest(algorithm, strict_json.unhex(value))
     except ValueError as error:
         raise _fail(str(error)) from error
 
@@ -126,7 +117,7 @@ class _Reader:
         return KernelReference(
             wire.release,
             parse_digest(wire.vmlinuz),
-            parse_hex(wire.build_id),
+            strict_json.unhex(wire.build_id),
             self._provenance(wire.provenance),
         )
 
