@@ -13,7 +13,6 @@ from undercroft.formats.tpm import (
     EccSignature,
     Public,
     RsaPublic,
-    RsaSignature,
     Signature,
     TpmAlg,
     TpmEccCurve,
@@ -94,24 +93,27 @@ def verify_signature(
     A scheme that does not fit the key, or is not RSASSA, RSAPSS or ECDSA over SHA-1, SHA-256,
     SHA-384 or SHA-512, fails as well.
     """
+    scheme = signature.scheme
     primitive = HASHES.get(signature.hash_alg)
     try:
-        match signature, key:
-            case EccSignature(scheme=TpmAlg.ECDSA), ec.EllipticCurvePublicKey() if primitive:
+        if primitive is None:
+            pass
+        elif isinstance(signature, EccSignature):
+            if scheme is TpmAlg.ECDSA and isinstance(key, ec.EllipticCurvePublicKey):
                 # DER holds integers, so leading zeros make no difference; an r or s out of
                 # range is a well-formed pair that the library then finds wrong.
                 r, s = int.from_bytes(signature.r, "big"), int.from_bytes(signature.s, "big")
                 key.verify(encode_dss_signature(r, s), message, _ECDSA[signature.hash_alg])
-            case RsaSignature(scheme=TpmAlg.RSASSA), rsa.RSAPublicKey() if primitive:
-                key.verify(signature.sig, message, _RSASSA, primitive)
-            case RsaSignature(scheme=TpmAlg.RSAPSS), rsa.RSAPublicKey() if primitive:
-                # TPMs differ in their salt length (Part 1, B.7), so it is taken as found.
-                pss = padding.PSS(padding.MGF1(primitive), padding.PSS.AUTO)
-                key.verify(signature.sig, message, pss, primitive)
-            case _:
-                raise check.failed(
-                    "the signature's scheme does not fit the key",
-                    got=f"{signature.scheme}-{signature.hash_alg}",
-                )
+                return
+        elif isinstance(key, rsa.RSAPublicKey):
+            # TPMs differ in their PSS salt length (Part 1, B.7), so it is taken as found.
+            pss = padding.PSS(padding.MGF1(primitive), padding.PSS.AUTO)
+            key.verify(
+                signature.sig, message, pss if scheme is TpmAlg.RSAPSS else _RSASSA, primitive
+            )
+            return
     except InvalidSignature:
         raise check.failed("the signature is not this key's over these bytes") from None
+    raise check.failed(
+        "the signature's scheme does not fit the key", got=f"{scheme}-{signature.hash_alg}"
+    )

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from undercroft.base import HashAlgorithm, VerificationError
+from undercroft.formats.tpm import Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,10 @@ def grade_of(weaknesses: tuple[Weakness, ...]) -> Grade:
     return Grade.WEAK if weaknesses else Grade.FULL
 
 
-def weaknesses_of(
-    signature_hash: HashAlgorithm, banks: tuple[HashAlgorithm, ...]
-) -> tuple[Weakness, ...]:
-    """Return what is weak in a signature over ``signature_hash`` and these PCR banks."""
+def weaknesses_of(scheme: Scheme, banks: tuple[HashAlgorithm, ...]) -> tuple[Weakness, ...]:
+    """Return what is weak in a signature of ``scheme`` and these PCR banks."""
     found = []
-    if signature_hash is HashAlgorithm.SHA1:
+    if scheme.hash_alg is HashAlgorithm.SHA1:
         found.append(Weakness.SHA1_SIGNATURE)
     if HashAlgorithm.SHA1 in banks:
         found.append(Weakness.SHA1_PCR_BANK)

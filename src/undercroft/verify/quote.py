@@ -100,6 +100,8 @@ CHECKS = (
     Q14_CLOCK,
 )
 
+_PLAIN_COUNTERS = (TpmRh.ENDORSEMENT, TpmRh.PLATFORM)
+"""Hierarchies whose keys sign the counters as they are (Part 1, 36.7)."""
 CLOCK_UPDATE_INTERVAL_MS = 1 << 22
 """The longest that a TPM may go without saving its clock (Part 1, 36.3.2): about 70 minutes.
 
@@ -122,26 +124,65 @@ class VerifiedQuote:
     """A quote that passed every check of :data:`CHECKS`.
 
     ``pcrs`` are the quoted PCRs with the values that pcrDigest proves, in the order in which
-    the TPM hashed them.  ``clock`` is in milliseconds.  ``hierarchy`` is the one that
-    the key is a primary key of, or None; for any but ENDORSEMENT and PLATFORM the TPM adds a
-    key-specific constant to ``reset_count``, ``restart_count`` and ``firmware_version``, so
-    that only differences mean something.  ``resets`` and ``restarts`` count from the last
-    accepted evidence (restarts: within the same reset), None if there was none.
+    the TPM hashed them.  ``resets`` and ``restarts`` count from the last accepted evidence
+    (restarts: within the same reset); None if there was none.
     """
 
     pcrs: tuple[PcrBank, ...]
-    ak_name: bytes
-    hierarchy: TpmRh | None
-    qualifying_data: bytes
-    clock: int
-    reset_count: int
-    restart_count: int
-    safe: bool
-    firmware_version: int
-    signature_scheme: str
-    weaknesses: tuple[Weakness, ...]
+    attest: Attest
+    ak: AttestationKey
     resets: int | None
     restarts: int | None
+
+    @property
+    def ak_name(self) -> bytes:
+        """The attestation key's Name."""
+        return self.ak.name
+
+    @property
+    def hierarchy(self) -> TpmRh | None:
+        """The hierarchy that the key is a primary key of, or None if it is not one.
+
+        For any but ENDORSEMENT and PLATFORM the TPM adds a key-specific constant to
+        ``reset_count``, ``restart_count`` and ``firmware_version`` (Part 1, 36.7): there, only
+        differences mean something.
+        """
+        return self.ak.hierarchies.get(self.attest.qualified_signer)
+
+    @property
+    def qualifying_data(self) -> bytes:
+        """What the quote is bound to."""
+        return self.attest.extra_data
+
+    @property
+    def clock(self) -> int:
+        """Milliseconds that the TPM was powered, since it was last cleared."""
+        return self.attest.clock_info.clock
+
+    @property
+    def reset_count(self) -> int:
+        """TPM Resets (boots) since the TPM was last cleared."""
+        return self.attest.clock_info.reset_count
+
+    @property
+    def restart_count(self) -> int:
+        """TPM Restarts, Resumes and D-RTM events since the last reset."""
+        return self.attest.clock_info.restart_count
+
+    @property
+    def safe(self) -> bool:
+        """False if a later ``clock`` may have been reported before a crash."""
+        return self.attest.clock_info.safe
+
+    @property
+    def firmware_version(self) -> int:
+        """The TPM's firmware version, as its vendor counts it."""
+        return self.attest.firmware_version
+
+    @property
+    def weaknesses(self) -> tuple[Weakness, ...]:
+        """What is weak in the quote."""
+        return weaknesses_of(self.ak.scheme, tuple(bank.algorithm for bank in self.pcrs))
 
     @property
     def grade(self) -> Grade:
@@ -184,26 +225,9 @@ def verify_quote(
         raise Q2_TYPE.failed("not a quote", expected=TpmSt.ATTEST_QUOTE, got=attest.type)
     _check_signature(quote, ak)
     _check_binding(attest, ak, expected_qualifying_data)
-    hash_alg = quote.signature.hash_alg
-    pcrs = prove_pcrs(info, quote.claimed_pcrs, expected_selection, hash_alg)
-    hierarchy = ak.hierarchies.get(attest.qualified_signer)
-    resets, restarts = _check_progress(attest, ak, hierarchy, last)
-    clock = attest.clock_info
-    return VerifiedQuote(
-        pcrs=pcrs,
-        ak_name=ak.name,
-        hierarchy=hierarchy,
-        qualifying_data=attest.extra_data,
-        clock=clock.clock,
-        reset_count=clock.reset_count,
-        restart_count=clock.restart_count,
-        safe=clock.safe,
-        firmware_version=attest.firmware_version,
-        signature_scheme=str(ak.scheme),
-        weaknesses=weaknesses_of(hash_alg, tuple(bank.algorithm for bank in pcrs)),
-        resets=resets,
-        restarts=restarts,
-    )
+    pcrs = prove_pcrs(info, quote.claimed_pcrs, expected_selection, quote.signature.hash_alg)
+    resets, restarts = (None, None) if last is None else _check_progress(attest, ak, last)
+    return VerifiedQuote(pcrs, attest, ak, resets, restarts)
 
 
 def _check_signature(quote: UnverifiedQuote, ak: AttestationKey) -> None:
@@ -235,17 +259,13 @@ def _check_binding(attest: Attest, ak: AttestationKey, expected: bytes) -> None:
         )
 
 
-def _check_progress(
-    attest: Attest, ak: AttestationKey, hierarchy: TpmRh | None, last: AcceptedState | None
-) -> tuple[int | None, int | None]:
+def _check_progress(attest: Attest, ak: AttestationKey, last: AcceptedState) -> tuple[int, int]:
     """Check the quote against the last accepted one; return resets and restarts since then."""
-    if last is None:
-        return None, None
     if last.ak_name != ak.name:
         raise Q10_STATE.failed(
             "the accepted state is another key's", expected=ak.name.hex(), got=last.ak_name.hex()
         )
-    plain = hierarchy in (TpmRh.ENDORSEMENT, TpmRh.PLATFORM)
+    plain = ak.hierarchies.get(attest.qualified_signer) in _PLAIN_COUNTERS
     if _advance(last.firmware_version, attest.firmware_version, 64, plain=plain) < 0:
         raise Q11_FIRMWARE.failed(
             "the TPM's firmware went back",

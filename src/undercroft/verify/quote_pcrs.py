@@ -51,16 +51,17 @@ def prove_pcrs(
             expected=info.pcr_select,
             got=_described(claimed),
         )
-    state = hash_alg.hash
-    proven = tuple(banks[alg_id] for alg_id in signed)
-    for bank, indices in zip(proven, signed.values(), strict=True):
-        if tuple(bank.values) != indices:
+    proven = tuple([banks[alg_id] for alg_id in signed])
+    values: list[bytes] = []
+    for bank in proven:
+        if tuple(bank.values) != signed[bank.algorithm.alg_id]:
             raise Q8_CLAIMED.failed(
                 "the values are of other PCRs than were signed",
                 expected=info.pcr_select,
                 got=_described(claimed),
             )
-    digest = state(*(value for bank in proven for value in bank.values.values()))
+        values += bank.values.values()
+    digest = hash_alg.hash(b"".join(values))
     if not hmac.compare_digest(digest, info.pcr_digest):
         raise Q9_PCR_DIGEST.failed(
             "the PCR values are not those that the TPM signed",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
+
+import msgspec
 
 from undercroft.base import HashAlgorithm
 from undercroft.formats.reader import BoundedReader
@@ -19,7 +20,7 @@ from undercroft.formats.tpm.constants import (
     TPM_GENERATED_VALUE,
     TpmSt,
 )
-from undercroft.formats.tpm.fields import encode_2b, encode_hash, read_hash, tpm_reader
+from undercroft.formats.tpm.fields import encode_2b, encode_hash, read_hash
 from undercroft.formats.tpm.selection import PcrSelectionList, read_selection_list
 
 MAX_NV_BUFFER = 4096
@@ -30,8 +31,7 @@ _CLOCK_INFO = struct.Struct(">QIIB")
 _CLOCK_AND_FIRMWARE = struct.Struct(">QIIBQ")
 
 
-@dataclass(frozen=True, slots=True)
-class ClockInfo:
+class ClockInfo(msgspec.Struct, frozen=True):
     """TPMS_CLOCK_INFO (Part 2, 10.11.1).
 
     ``clock`` is in milliseconds of power-on time; ``safe`` is False when a larger value of
@@ -48,8 +48,7 @@ class ClockInfo:
         return _CLOCK_INFO.pack(self.clock, self.reset_count, self.restart_count, self.safe)
 
 
-@dataclass(frozen=True, slots=True)
-class QuoteInfo:
+class QuoteInfo(msgspec.Struct, frozen=True):
     """TPMS_QUOTE_INFO (10.12.4): which PCRs, and the digest over their values."""
 
     type: ClassVar[TpmSt] = TpmSt.ATTEST_QUOTE
@@ -61,8 +60,7 @@ class QuoteInfo:
         return self.pcr_select.encode() + encode_2b(self.pcr_digest)
 
 
-@dataclass(frozen=True, slots=True)
-class CertifyInfo:
+class CertifyInfo(msgspec.Struct, frozen=True):
     """TPMS_CERTIFY_INFO (10.12.3): an object that is loaded in this TPM."""
 
     type: ClassVar[TpmSt] = TpmSt.ATTEST_CERTIFY
@@ -74,8 +72,7 @@ class CertifyInfo:
         return encode_2b(self.name) + encode_2b(self.qualified_name)
 
 
-@dataclass(frozen=True, slots=True)
-class CreationInfo:
+class CreationInfo(msgspec.Struct, frozen=True):
     """TPMS_CREATION_INFO (10.12.7): an object and the digest of its TPMS_CREATION_DATA."""
 
     type: ClassVar[TpmSt] = TpmSt.ATTEST_CREATION
@@ -87,8 +84,7 @@ class CreationInfo:
         return encode_2b(self.object_name) + encode_2b(self.creation_hash)
 
 
-@dataclass(frozen=True, slots=True)
-class NvCertifyInfo:
+class NvCertifyInfo(msgspec.Struct, frozen=True):
     """TPMS_NV_CERTIFY_INFO (10.12.8): the contents of an NV index from ``offset``."""
 
     type: ClassVar[TpmSt] = TpmSt.ATTEST_NV
@@ -102,8 +98,7 @@ class NvCertifyInfo:
         return encode_2b(self.index_name) + offset + encode_2b(self.nv_contents)
 
 
-@dataclass(frozen=True, slots=True)
-class NvDigestCertifyInfo:
+class NvDigestCertifyInfo(msgspec.Struct, frozen=True):
     """TPMS_NV_DIGEST_CERTIFY_INFO (10.12.9): the digest of an NV index's contents."""
 
     type: ClassVar[TpmSt] = TpmSt.ATTEST_NV_DIGEST
@@ -115,8 +110,7 @@ class NvDigestCertifyInfo:
         return encode_2b(self.index_name) + encode_2b(self.nv_digest)
 
 
-@dataclass(frozen=True, slots=True)
-class TimeAttestInfo:
+class TimeAttestInfo(msgspec.Struct, frozen=True):
     """TPMS_TIME_ATTEST_INFO (10.12.2): ``time`` is milliseconds since the last TPM2_Startup."""
 
     type: ClassVar[TpmSt] = TpmSt.ATTEST_TIME
@@ -130,8 +124,7 @@ class TimeAttestInfo:
         return self.time.to_bytes(8, "big") + self.clock_info.encode() + firmware
 
 
-@dataclass(frozen=True, slots=True)
-class CommandAuditInfo:
+class CommandAuditInfo(msgspec.Struct, frozen=True):
     """TPMS_COMMAND_AUDIT_INFO (10.12.5)."""
 
     type: ClassVar[TpmSt] = TpmSt.ATTEST_COMMAND_AUDIT
@@ -146,8 +139,7 @@ class CommandAuditInfo:
         return head + encode_2b(self.audit_digest) + encode_2b(self.command_digest)
 
 
-@dataclass(frozen=True, slots=True)
-class SessionAuditInfo:
+class SessionAuditInfo(msgspec.Struct, frozen=True):
     """TPMS_SESSION_AUDIT_INFO (10.12.6)."""
 
     type: ClassVar[TpmSt] = TpmSt.ATTEST_SESSION_AUDIT
@@ -172,8 +164,7 @@ Attested: TypeAlias = (
 """TPMU_ATTEST (10.12.11); the class stands for the type field."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attest:
+class Attest(msgspec.Struct, frozen=True):
     """TPMS_ATTEST (10.12.12).
 
     ``extra_data`` is what the caller asked the TPM to repeat (qualifyingData);
@@ -288,8 +279,8 @@ _ATTESTED: dict[int, Callable[[BoundedReader], Attested]] = {
 
 def parse_attest(data: bytes) -> Attest:
     """Parse ``data``, exactly one TPMS_ATTEST of any type.  Raises FormatError."""
-    reader = tpm_reader(data, "TPMS_ATTEST")
-    magic, kind = _HEAD.unpack(reader.take(_HEAD.size, "magic and type"))
+    reader = BoundedReader(data, "TPMS_ATTEST", order="big")
+    magic, kind = reader.unpack(_HEAD, "magic and type")
     attested_of = _ATTESTED.get(kind)
     if attested_of is None:
         reader.offset -= 2
@@ -297,8 +288,9 @@ def parse_attest(data: bytes) -> Attest:
     signer = reader.sized(2, "qualifiedSigner", limit=MAX_TPMT_HA)
     extra = reader.sized(2, "extraData", limit=MAX_TPMT_HA)
     # Most of the structure in one step: quotes are verified by the thousand.
-    fixed = reader.take(_CLOCK_AND_FIRMWARE.size, "clockInfo and firmwareVersion")
-    clock, reset_count, restart_count, safe, firmware = _CLOCK_AND_FIRMWARE.unpack(fixed)
+    clock, reset_count, restart_count, safe, firmware = reader.unpack(
+        _CLOCK_AND_FIRMWARE, "clockInfo and firmwareVersion"
+    )
     if safe > 1:
         reader.offset -= 9
         raise reader.fail("safe is neither YES nor NO", expected="0 or 1", got=safe)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
+
+import msgspec
 
 from undercroft.base import HashAlgorithm
 from undercroft.formats.reader import BoundedReader
@@ -60,8 +61,7 @@ def _id(value: int) -> bytes:
     return value.to_bytes(2, "big")
 
 
-@dataclass(frozen=True, slots=True)
-class SymmetricDefinition:
+class SymmetricDefinition(msgspec.Struct, frozen=True):
     """TPMT_SYM_DEF_OBJECT (11.1.7) other than TPM_ALG_NULL.  ``mode`` may be TPM_ALG_NULL."""
 
     algorithm: TpmAlg
@@ -69,8 +69,7 @@ class SymmetricDefinition:
     mode: TpmAlg
 
 
-@dataclass(frozen=True, slots=True)
-class Scheme:
+class Scheme(msgspec.Struct, frozen=True):
     """A TPMT_*_SCHEME other than TPM_ALG_NULL (11.2).
 
     ``hash_alg`` is None for RSAES; ``count`` is ECDAA's; ``kdf`` is XOR's key derivation.
@@ -85,8 +84,7 @@ class Scheme:
         return f"{self.algorithm}-{self.hash_alg}" if self.hash_alg else str(self.algorithm)
 
 
-@dataclass(frozen=True, slots=True)
-class RsaPublic:
+class RsaPublic(msgspec.Struct, frozen=True):
     """TPMS_RSA_PARMS and its unique field (12.2.3.5); ``exponent`` 0 stands for 65537."""
 
     type: ClassVar[TpmAlg] = TpmAlg.RSA
@@ -103,8 +101,7 @@ class RsaPublic:
         return head + fixed + encode_2b(self.modulus)
 
 
-@dataclass(frozen=True, slots=True)
-class EccPublic:
+class EccPublic(msgspec.Struct, frozen=True):
     """TPMS_ECC_PARMS and its unique field (12.2.3.6); ``x`` and ``y`` big-endian, as found."""
 
     type: ClassVar[TpmAlg] = TpmAlg.ECC
@@ -127,8 +124,7 @@ class EccPublic:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class KeyedHashPublic:
+class KeyedHashPublic(msgspec.Struct, frozen=True):
     """TPMS_KEYEDHASH_PARMS and its unique field (12.2.3.3): an HMAC key or a sealed blob."""
 
     type: ClassVar[TpmAlg] = TpmAlg.KEYEDHASH
@@ -140,8 +136,7 @@ class KeyedHashPublic:
         return _encode_scheme(self.scheme) + encode_2b(self.unique)
 
 
-@dataclass(frozen=True, slots=True)
-class SymCipherPublic:
+class SymCipherPublic(msgspec.Struct, frozen=True):
     """TPMS_SYMCIPHER_PARMS and its unique field (12.2.3.4)."""
 
     type: ClassVar[TpmAlg] = TpmAlg.SYMCIPHER
@@ -156,8 +151,7 @@ class SymCipherPublic:
 KeyPublic: TypeAlias = RsaPublic | EccPublic | KeyedHashPublic | SymCipherPublic
 
 
-@dataclass(frozen=True, slots=True)
-class Public:
+class Public(msgspec.Struct, frozen=True):
     """TPMT_PUBLIC (12.2.4).  ``name_alg`` None is TPM_ALG_NULL: such an object has no Name."""
 
     name_alg: HashAlgorithm | None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from undercroft.base import PcrBank
 from undercroft.formats.tpm.attest import Attest, parse_attest
 from undercroft.formats.tpm.signature import Signature, parse_signature
 
 
-@dataclass(frozen=True, slots=True)
-class UnverifiedQuote:
+class UnverifiedQuote(msgspec.Struct, frozen=True):
     """A TPM 2.0 quote, its signature and the PCR values that came with it.
 
     ``attest_bytes`` are the bytes that were signed, and ``attest`` what they say (of any type:

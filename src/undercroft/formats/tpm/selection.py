@@ -7,8 +7,10 @@ algorithm we do not know stays visible.  Whether it is what was asked for is dec
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from undercroft.base import PCR_COUNT, HashAlgorithm
 from undercroft.formats.reader import BoundedReader
@@ -22,8 +24,14 @@ PC_CLIENT_SELECT = 3
 """Bytes of bitmap for the 24 PCRs of a PC Client TPM (PCR_SELECT_MIN)."""
 
 
-@dataclass(frozen=True, slots=True)
-class PcrSelection:
+@functools.lru_cache(maxsize=64)
+def _indices(bitmap: bytes) -> tuple[int, ...]:
+    # A verifier sees the same few selections over and over.
+    bits = int.from_bytes(bitmap, "little")
+    return tuple(i for i in range(bits.bit_length()) if bits >> i & 1)
+
+
+class PcrSelection(msgspec.Struct, frozen=True):
     """TPMS_PCR_SELECTION: one bank's bitmap.
 
     ``alg_id`` is the TPM_ALG_ID as found; ``bitmap`` has bit ``i % 8`` of byte ``i // 8`` set
@@ -41,8 +49,7 @@ class PcrSelection:
     @property
     def indices(self) -> tuple[int, ...]:
         """The selected PCRs, ascending: the order in which a TPM hashes them."""
-        bits = int.from_bytes(self.bitmap, "little")
-        return tuple(i for i in range(bits.bit_length()) if bits >> i & 1)
+        return _indices(self.bitmap)
 
     def __str__(self) -> str:
         name = str(self.algorithm or f"{self.alg_id:#06x}")
@@ -53,8 +60,7 @@ class PcrSelection:
         return self.alg_id.to_bytes(2, "big") + bytes((len(self.bitmap),)) + self.bitmap
 
 
-@dataclass(frozen=True, slots=True)
-class PcrSelectionList:
+class PcrSelectionList(msgspec.Struct, frozen=True):
     """TPML_PCR_SELECTION: banks in the order in which a TPM hashes them."""
 
     selections: tuple[PcrSelection, ...]
@@ -91,15 +97,12 @@ def read_selection_list(reader: BoundedReader) -> PcrSelectionList:
     if count > MAX_BANKS:
         reader.offset -= 4
         raise reader.fail("too many PCR banks", expected=f"at most {MAX_BANKS}", got=count)
-    return PcrSelectionList(
-        tuple(
-            PcrSelection(
-                reader.u16("a PCR bank's hash"),
-                reader.sized(1, "a PCR bitmap", limit=MAX_SELECT),
-            )
-            for _ in range(count)
-        )
-    )
+    selections = []
+    for _ in range(count):
+        alg_id = reader.u16("a PCR bank's hash")
+        bitmap = reader.sized(1, "a PCR bitmap", limit=MAX_SELECT)
+        selections.append(PcrSelection(alg_id, bitmap))
+    return PcrSelectionList(tuple(selections))
 
 
 def parse_selection_list(data: bytes) -> PcrSelectionList:

@@ -5,8 +5,9 @@ An HMAC or NULL "signature" proves nothing to anyone outside the TPM and is refu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
+
+import msgspec
 
 from undercroft.base import HashAlgorithm
 from undercroft.formats.reader import BoundedReader
@@ -15,7 +16,6 @@ from undercroft.formats.tpm.fields import (
     encode_2b,
     encode_hash,
     read_hash,
-    tpm_reader,
     wrong_id,
 )
 
@@ -23,8 +23,7 @@ RSA_SCHEMES = {int(a): a for a in (TpmAlg.RSASSA, TpmAlg.RSAPSS)}
 ECC_SCHEMES = {int(a): a for a in (TpmAlg.ECDSA, TpmAlg.ECDAA, TpmAlg.SM2, TpmAlg.ECSCHNORR)}
 
 
-@dataclass(frozen=True, slots=True)
-class RsaSignature:
+class RsaSignature(msgspec.Struct, frozen=True):
     """TPMS_SIGNATURE_RSA (11.3.1) with its scheme: RSASSA or RSAPSS."""
 
     scheme: TpmAlg
@@ -36,8 +35,7 @@ class RsaSignature:
         return self.scheme.to_bytes(2, "big") + encode_hash(self.hash_alg) + encode_2b(self.sig)
 
 
-@dataclass(frozen=True, slots=True)
-class EccSignature:
+class EccSignature(msgspec.Struct, frozen=True):
     """TPMS_SIGNATURE_ECC (11.3.2) with its scheme; ``r`` and ``s`` big-endian, as found.
 
     TPMs differ in whether they write leading zero bytes, so the bytes are kept.
@@ -78,7 +76,7 @@ def read_signature(reader: BoundedReader) -> Signature:
 
 def parse_signature(data: bytes) -> Signature:
     """Parse ``data``, exactly one TPMT_SIGNATURE.  Raises FormatError."""
-    reader = tpm_reader(data, "TPMT_SIGNATURE")
+    reader = BoundedReader(data, "TPMT_SIGNATURE", order="big")
     signature = read_signature(reader)
     reader.finish()
     return signature
