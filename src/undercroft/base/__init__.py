@@ -12,6 +12,7 @@ from undercroft.base.errors import (
     VerificationError,
 )
 from undercroft.base.finding import Finding, JsonValue, Outcome, worst
+from undercroft.base.grade import Grade
 from undercroft.base.nonce import Nonce
 from undercroft.base.pcr import PCR_COUNT, PcrBank
 
@@ -21,6 +22,7 @@ __all__ = [
     "EnvironmentFault",
     "Finding",
     "FormatError",
+    "Grade",
     "HashAlgorithm",
     "JsonValue",
     "MemoryFault",

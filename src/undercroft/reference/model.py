@@ -8,31 +8,25 @@ means for the machine (``appraise``).
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
 
-from undercroft.base import PCR_COUNT, Digest, HashAlgorithm
+from undercroft.base import PCR_COUNT, Digest, Grade, HashAlgorithm
+
+__all__ = [
+    "MAX_BUILD_ID_SIZE",
+    "Grade",
+    "KernelReference",
+    "Provenance",
+    "ReferenceSet",
+    "ReferenceValue",
+    "merge",
+]
 
 MAX_BUILD_ID_SIZE = 64
 """Longest GNU build id in bytes that we take: ld writes 16 or 20, ``--build-id=0x`` any."""
-
-
-class Grade(enum.Enum):
-    """How a reference value became known, best first.  A result states the grades it rests on."""
-
-    SPECIFICATION = "specification"
-    """Fixed by a public specification, the same on every machine (a separator event)."""
-    PACKAGE = "package"
-    """Read or computed from a package whose archive signature chain was followed."""
-    BUILT = "built"
-    """Computed from something that we built ourselves out of such packages (an initramfs)."""
-    FIRMWARE_RUN = "firmware-run"
-    """Measured while the packaged firmware ran alone, in the guest's shape, with no guest disk."""
-    OBSERVED = "observed"
-    """Seen on a machine that was trusted at that moment.  Says what was, not what is good."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,177 @@
+"""The typed policy: what must hold for a machine to be called good.
+
+A policy is a value and is never changed by an appraisal.  It only ever demands: there is no rule
+that turns a failed check into a pass.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from dataclasses import dataclass
+
+from undercroft.base import PCR_COUNT, Grade, HashAlgorithm
+from undercroft.formats import cbor
+
+MAX_SECONDS = 366 * 24 * 3600
+"""The longest time a policy may speak of: a year."""
+
+
+class Action(enum.Enum):
+    """What a deviation does to the verdict, mildest first."""
+
+    WARN = "warn"
+    """The machine is not affirmed; the result says warning."""
+    INSUFFICIENT = "insufficient"
+    """The machine is not affirmed; the result says that there is not enough to tell."""
+    CONTRAINDICATE = "contraindicate"
+    """The machine is called untrustworthy."""
+
+
+class Requirement(enum.Enum):
+    """Whether a layer has to be shown.  A layer that is not required is still appraised if it
+    is in the evidence: what is found to be wrong counts in any case.
+    """
+
+    REQUIRED = "required"
+    NOT_REQUIRED = "not-required"
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteRules:
+    """Which PCR banks must be quoted, and what a quote that leans on SHA-1 is worth."""
+
+    banks: tuple[HashAlgorithm, ...]
+    weak: Action = Action.CONTRAINDICATE
+
+
+@dataclass(frozen=True, slots=True)
+class BootRules:
+    """Which PCRs must be explained by reference values, and whether Secure Boot must be on.
+
+    ``unknown`` is for a PCR or event that no reference value speaks of; one that differs from
+    what is known always contraindicates.
+    """
+
+    pcrs: tuple[int, ...]
+    secure_boot: Requirement
+    unknown: Action = Action.CONTRAINDICATE
+
+
+@dataclass(frozen=True, slots=True)
+class FileRules:
+    """Whether an IMA list must be there, and what files without a reference value do.
+
+    ``unknown``: no reference value for the path.  ``violations``: a measurement that IMA itself
+    calls invalid (open for writing while it was read, or the reverse).
+    """
+
+    ima: Requirement
+    unknown: Action = Action.CONTRAINDICATE
+    violations: Action = Action.CONTRAINDICATE
+
+
+@dataclass(frozen=True, slots=True)
+class SecureKernelRules:
+    """Which facts the secure kernel must have established, and what an undetermined one does.
+
+    ``unknown`` applies to a fact that is missing or whose outcome is UNKNOWN; WARN is refused.
+    """
+
+    facts: tuple[str, ...]
+    unknown: Action = Action.CONTRAINDICATE
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceRules:
+    """Which grades of reference values affirm, and what resting on another grade does."""
+
+    affirm: tuple[Grade, ...]
+    other: Action = Action.CONTRAINDICATE
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRules:
+    """For how long a result holds, and how old evidence may be (both in seconds)."""
+
+    validity_s: int
+    max_age_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One policy.  :attr:`identifier` names it together with a digest of what it says."""
+
+    id: str
+    quote: QuoteRules
+    boot: BootRules
+    files: FileRules
+    secure_kernel: SecureKernelRules
+    reference: ReferenceRules
+    result: ResultRules
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ValueError("a policy needs an id")
+        for index in self.boot.pcrs:
+            if not 0 <= index < PCR_COUNT:
+                raise ValueError(f"PCR {index} is not one of 0..{PCR_COUNT - 1}")
+        if self.secure_kernel.unknown is Action.WARN:
+            raise ValueError("an undetermined fact is never just a warning")
+        if self.boot.unknown is Action.WARN:
+            raise ValueError("a boot event that nobody knows is never just a warning")
+        if not 1 <= self.result.validity_s <= MAX_SECONDS:
+            raise ValueError(f"validity is 1 to {MAX_SECONDS} seconds")
+        if not 1 <= self.result.max_age_s <= MAX_SECONDS:
+            raise ValueError(f"the age of evidence is 1 to {MAX_SECONDS} seconds")
+        _check_no_doubles("PCR bank", self.quote.banks)
+        _check_no_doubles("PCR", self.boot.pcrs)
+        _check_no_doubles("fact", self.secure_kernel.facts)
+        _check_no_doubles("grade", self.reference.affirm)
+
+    @property
+    def demands_nothing(self) -> bool:
+        """True if nothing has to be shown: no machine passes such a policy."""
+        return not (
+            self.boot.pcrs
+            or self.boot.secure_boot is Requirement.REQUIRED
+            or self.files.ima is Requirement.REQUIRED
+            or self.secure_kernel.facts
+        )
+
+    @property
+    def identifier(self) -> str:
+        """``<id>;sha256=<hex>``: the same id with other rules is another policy."""
+        return f"{self.id};sha256={hashlib.sha256(_canonical(self)).hexdigest()}"
+
+
+def _check_no_doubles(what: str, values: tuple[object, ...]) -> None:
+    if len(set(values)) != len(values):
+        raise ValueError(f"a {what} is named twice")
+
+
+def _canonical(policy: Policy) -> bytes:
+    """Encode everything that the policy says; lists that are sets are sorted."""
+    return cbor.encode(
+        [
+            1,
+            policy.id,
+            [sorted(bank.label for bank in policy.quote.banks), policy.quote.weak.value],
+            [
+                sorted(policy.boot.pcrs),
+                policy.boot.secure_boot.value,
+                policy.boot.unknown.value,
+            ],
+            [
+                policy.files.ima.value,
+                policy.files.unknown.value,
+                policy.files.violations.value,
+            ],
+            [sorted(policy.secure_kernel.facts), policy.secure_kernel.unknown.value],
+            [
+                sorted(grade.value for grade in policy.reference.affirm),
+                policy.reference.other.value,
+            ],
+            [policy.result.validity_s, policy.result.max_age_s],
+        ]
+    )
