@@ -1,0 +1,93 @@
+"""Templates (TPMT_PUBLIC) and policies of the keys that the secure kernel uses.
+
+The attestation key is a primary key in the endorsement hierarchy: it comes back, the same, from
+its template for as long as the endorsement primary seed lives.  Its authPolicy is
+TPM2_PolicyLocality(locality 2) and userWithAuth is clear, so that no one at locality 0, where the
+guest is held, can sign with it; a verifier reads both from the public area.  adminWithPolicy is
+clear: TPM2_ActivateCredential (ADMIN role) takes the empty password, which reveals nothing but
+that the key is in this TPM.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+from undercroft.base import HashAlgorithm
+from undercroft.securekernel.vtpm.wire import CommandCode
+
+SECURE_KERNEL_LOCALITY = 2
+"""The locality of the "trusted OS" of a dynamic launch (PC Client Platform TPM Profile, 4.7)."""
+
+_SHA256 = HashAlgorithm.SHA256.alg_id
+_ALG_RSA, _ALG_AES, _ALG_NULL = 0x0001, 0x0006, 0x0010
+_ALG_RSASSA, _ALG_ECDSA, _ALG_ECC, _ALG_CFB = 0x0014, 0x0018, 0x0023, 0x0043
+_ECC_NIST_P256 = 0x0003
+
+# TPMA_OBJECT, part 2, 8.3
+_FIXED_TPM, _FIXED_PARENT, _SENSITIVE_DATA_ORIGIN = 1 << 1, 1 << 4, 1 << 5
+_ADMIN_WITH_POLICY, _NO_DA = 1 << 7, 1 << 10
+_RESTRICTED, _DECRYPT, _SIGN = 1 << 16, 1 << 17, 1 << 18
+
+AK_ATTRIBUTES = _FIXED_TPM | _FIXED_PARENT | _SENSITIVE_DATA_ORIGIN | _NO_DA | _RESTRICTED | _SIGN
+_EK_ATTRIBUTES = (
+    _FIXED_TPM
+    | _FIXED_PARENT
+    | _SENSITIVE_DATA_ORIGIN
+    | _ADMIN_WITH_POLICY
+    | _RESTRICTED
+    | _DECRYPT
+)
+# PolicySecret(TPM_RH_ENDORSEMENT): TCG EK Credential Profile 2.4, B.6.2, "PolicyA".
+_EK_POLICY = bytes.fromhex("837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa")
+
+
+class KeyType(enum.Enum):
+    """Kinds of attestation key, and the NV index of the EK certificate (EK profile, 2.2.1.4)."""
+
+    ECC = ("ecc", 0x01C0_000A)
+    RSA = ("rsa", 0x01C0_0002)
+
+    def __init__(self, label: str, ek_certificate_index: int) -> None:
+        self.label = label
+        self.ek_certificate_index = ek_certificate_index
+
+
+def policy_locality_digest(locality: int) -> bytes:
+    """Return the SHA-256 policyDigest of TPM2_PolicyLocality for one locality (part 3, 23.8)."""
+    return HashAlgorithm.SHA256.hash(
+        bytes(32), struct.pack(">IB", CommandCode.POLICY_LOCALITY, 1 << locality)
+    )
+
+
+AK_POLICY = policy_locality_digest(SECURE_KERNEL_LOCALITY)
+
+
+def _sized(data: bytes) -> bytes:
+    return len(data).to_bytes(2, "big") + data
+
+
+def _public(kind: int, attributes: int, policy: bytes, parameters: bytes) -> bytes:
+    return struct.pack(">HHI", kind, _SHA256, attributes) + _sized(policy) + parameters
+
+
+def ak_template(key_type: KeyType) -> bytes:
+    """Return the template: ECDSA P-256 with SHA-256, or RSASSA 2048 with SHA-256."""
+    if key_type is KeyType.ECC:
+        parameters = (
+            struct.pack(">HHHHH", _ALG_NULL, _ALG_ECDSA, _SHA256, _ECC_NIST_P256, _ALG_NULL)
+            + _sized(b"") * 2
+        )
+        return _public(_ALG_ECC, AK_ATTRIBUTES, AK_POLICY, parameters)
+    parameters = struct.pack(">HHHHI", _ALG_NULL, _ALG_RSASSA, _SHA256, 2048, 0) + _sized(b"")
+    return _public(_ALG_RSA, AK_ATTRIBUTES, AK_POLICY, parameters)
+
+
+def ek_template(key_type: KeyType) -> bytes:
+    """Return the low-range template: L-1 (RSA 2048) or L-2 (ECC P-256), EK profile B.3."""
+    aes_128_cfb = struct.pack(">HHH", _ALG_AES, 128, _ALG_CFB)
+    if key_type is KeyType.ECC:
+        parameters = aes_128_cfb + struct.pack(">HHH", _ALG_NULL, _ECC_NIST_P256, _ALG_NULL)
+        return _public(_ALG_ECC, _EK_ATTRIBUTES, _EK_POLICY, parameters + _sized(bytes(32)) * 2)
+    parameters = aes_128_cfb + struct.pack(">HHI", _ALG_NULL, 2048, 0)
+    return _public(_ALG_RSA, _EK_ATTRIBUTES, _EK_POLICY, parameters + _sized(bytes(256)))

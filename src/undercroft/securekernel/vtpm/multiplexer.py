@@ -1,0 +1,271 @@
+"""One TPM, two users: what happens to each guest command, control request and batch.
+
+No sockets here but swtpm's own (:class:`Upstream`); ``interposer`` listens and calls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from undercroft.base import JsonValue
+from undercroft.securekernel.vtpm import control, rc
+from undercroft.securekernel.vtpm.arbiter import Arbiter, Busy, Cancelled, Side
+from undercroft.securekernel.vtpm.batch import BatchRunner, StateLost
+from undercroft.securekernel.vtpm.control import Control, Request
+from undercroft.securekernel.vtpm.protocol import Batch
+from undercroft.securekernel.vtpm.rc import VtpmUnavailable
+from undercroft.securekernel.vtpm.upstream import Upstream
+from undercroft.securekernel.vtpm.wire import HEADER, MAX_SIZE, CommandCode, error_response
+
+_GUEST_TAGS = frozenset({0x8001, 0x8002, 0x00C1, 0x00C2, 0x00C3})
+"""TPM 2.0 commands, and TPM 1.2 ones, with which QEMU probes the version.
+
+Anything else is refused here: a command that starts with 00 00 00 08 would be taken by swtpm as
+a TPM2_SEND_COMMAND header, with a locality of the guest's choice in it.
+"""
+_VENDOR_SET_LOCALITY = 0x2000_1000
+"""swtpm's vendor command TPM2_CC_SetLocality (``--locality allow-set-locality``)."""
+
+_KEEPS_ORDERLY = frozenset(
+    {
+        CommandCode.GET_CAPABILITY,
+        CommandCode.GET_TEST_RESULT,
+        CommandCode.PCR_READ,
+        CommandCode.READ_CLOCK,
+        CommandCode.READ_PUBLIC,
+        CommandCode.NV_READ_PUBLIC,
+    }
+)
+"""Commands after which a TPM2_Shutdown still holds."""
+
+_LAST_SESSION = 63
+"""Index of the last of MAX_ACTIVE_SESSIONS (64) session handles."""
+
+SECURE_KERNEL_WAIT = 30.0
+"""Longest wait of a batch for its slot, in seconds."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened so far; reported with the evidence."""
+
+    guest_commands: int = 0
+    batches: int = 0
+    inits: int = 0
+    guest_connections: int = 0
+    refused_localities: int = 0
+    refused_commands: int = 0
+    refused_control: int = 0
+    upstream_losses: int = 0
+
+
+@dataclass(slots=True)
+class _GuestState:
+    locality: int = 0
+    running: bool = False
+    orderly: bytes | None = None
+    events: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=64))
+
+
+class Multiplexer:
+    """Arbitrates one swtpm.  Every method may be called from any thread."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self.arbiter = Arbiter()
+        self.counters = Counters()
+        self._runner = BatchRunner(upstream.execute)
+        self._guest = _GuestState()
+
+    # --- the guest's commands -------------------------------------------------------------
+
+    def guest_command(self, command: bytes) -> bytes:
+        """Run a guest's command and return the response; always a TPM response, never an error."""
+        self.counters.guest_commands += 1
+        refusal = self._refusal(command)
+        if refusal is not None:
+            return error_response(refusal)
+        code = HEADER.unpack_from(command)[2]
+        try:
+            with self.arbiter.slot(Side.GUEST):
+                response = self.upstream.execute(command, 0)
+                return self._watch(code, command, response)
+        except Cancelled:
+            return error_response(rc.RC_CANCELED)
+        except (VtpmUnavailable, Busy) as fault:
+            self._lost(fault)
+            return error_response(rc.RC_FAILURE)
+
+    def _refusal(self, command: bytes) -> int | None:
+        """Return the TPM_RC with which we, not the TPM, answer a command; None to pass it on."""
+        if len(command) < HEADER.size or len(command) > MAX_SIZE:
+            self.counters.refused_commands += 1
+            return rc.RC_COMMAND_SIZE
+        tag, _, code = HEADER.unpack_from(command)
+        if tag not in _GUEST_TAGS:
+            self.counters.refused_commands += 1
+            return rc.RC_BAD_TAG
+        if code == _VENDOR_SET_LOCALITY:
+            self.counters.refused_localities += 1
+            return rc.RC_COMMAND_CODE
+        if self._guest.locality != 0:
+            self.counters.refused_localities += 1
+            return rc.RC_LOCALITY
+        return None
+
+    def _watch(self, code: int, command: bytes, response: bytes) -> bytes:
+        """Note what a guest command changes for us; return the response for the guest."""
+        if code in _KEEPS_ORDERLY:
+            return response
+        succeeded = response[6:10] == b"\0\0\0\0"
+        if code == CommandCode.SHUTDOWN and succeeded:
+            self._guest.orderly = command
+        elif self._guest.orderly is not None:
+            self._guest.orderly = None
+        if code == CommandCode.START_AUTH_SESSION and succeeded:
+            return self._keep_one_session_free(response)
+        return response
+
+    def _keep_one_session_free(self, response: bytes) -> bytes:
+        """Take the guest's 64th active session back: we need one, and none can be moved away.
+
+        The TPM hands out the lowest free handle, so the last index means that all are taken.
+        """
+        handle = response[HEADER.size : HEADER.size + 4]
+        if handle[3] != _LAST_SESSION or handle[1:3] != b"\0\0":
+            return response
+        self.upstream.execute(_flush(handle), 0)
+        self.counters.refused_commands += 1
+        return error_response(rc.RC_SESSION_HANDLES)
+
+    # --- the secure kernel's batches ------------------------------------------------------
+
+    def run_batch(self, batch: Batch) -> list[bytes]:
+        """Run a batch in one slot.  Raises VtpmUnavailable, Busy, FormatError or StateLost."""
+        with self.arbiter.slot(Side.SECURE_KERNEL, timeout=SECURE_KERNEL_WAIT):
+            self.counters.batches += 1
+            try:
+                responses = self._runner.run(batch)
+                if self._guest.orderly is not None:
+                    # The guest has shut its TPM down; what we did since has ended that.
+                    self.upstream.execute(self._guest.orderly, 0)
+                return responses
+            except StateLost as fault:
+                self.note(str(fault))
+                raise
+            except VtpmUnavailable as fault:
+                self._lost(fault)
+                raise
+
+    # --- control requests of the hypervisor -----------------------------------------------
+
+    def control_request(self, request: Request) -> bytes:
+        """Answer one control request (all but SET_DATAFD, which the interposer answers)."""
+        try:
+            number = Control(request.number)
+        except ValueError:
+            self.counters.refused_control += 1
+            return control.result(control.TPM_BAD_ORDINAL)
+        try:
+            return self._control(number, request)
+        except (VtpmUnavailable, Busy) as fault:
+            self._lost(fault)
+            return control.result(control.TPM_FAIL)
+
+    def _control(self, number: Control, request: Request) -> bytes:
+        match number:
+            case Control.SET_LOCALITY:
+                return self._set_locality(request.body[0])
+            case Control.HASH_START | Control.HASH_DATA | Control.HASH_END:
+                self.counters.refused_localities += 1
+                return control.result(control.TPM_BAD_ORDINAL)
+            case Control.GET_CAPABILITY:
+                return self._capability(request)
+            case Control.CANCEL_TPM_CMD:
+                return self._cancel()
+            case Control.RESET_TPMESTABLISHED:
+                return self._exclusively(control.request(number, bytes(4)))
+            case Control.INIT:
+                return self._init(request)
+            case Control.STOP | Control.SHUTDOWN:
+                return self._stop()
+            case _:
+                return self._exclusively(request.data)
+
+    def _exclusively(self, request: bytes) -> bytes:
+        with self.arbiter.slot(Side.GUEST):
+            return self.upstream.control(request)
+
+    def _set_locality(self, locality: int) -> bytes:
+        """Accept any locality that exists; commands at another one than 0 are then refused.
+
+        So the guest gets a well-formed TPM_RC_LOCALITY; were this request refused, QEMU would
+        make up a TPM 1.2 error.
+        """
+        if locality > 4:
+            return control.result(control.TPM_BAD_LOCALITY)
+        self._guest.locality = locality
+        return control.result(control.TPM_SUCCESS)
+
+    def _capability(self, request: Request) -> bytes:
+        reply = self.upstream.control(request.data)
+        capabilities = int.from_bytes(reply[4:8], "big")
+        hidden = control.CAP_HASHING | control.CAP_SEND_COMMAND_HEADER
+        return reply[:4] + (capabilities & ~hidden).to_bytes(4, "big")
+
+    def _cancel(self) -> bytes:
+        """Cancel a guest command that still waits.  swtpm itself reads its control channel only
+        between commands, so that a command that has started cannot be cancelled."""
+        self.arbiter.cancel(Side.GUEST)
+        return control.result(control.TPM_SUCCESS)
+
+    def _init(self, request: Request) -> bytes:
+        """_TPM_Init: power on, or reset.  A lost swtpm that is back is connected to again."""
+        with self.arbiter.slot(Side.GUEST):
+            if self.upstream.fault:
+                self.upstream.connect()
+                self.note("connected to swtpm again")
+            reply = self.upstream.control(request.data)
+            self.counters.inits += 1
+            self._guest.orderly = None
+            self._guest.running = control.result_code(reply) == control.TPM_SUCCESS
+            return reply
+
+    def _stop(self) -> bytes:
+        """STOP, and SHUTDOWN too: swtpm would exit, and a hypervisor that comes back would find
+        nothing."""
+        with self.arbiter.slot(Side.GUEST):
+            reply = self.upstream.control(control.request(Control.STOP))
+            self._guest.running = False
+            return reply
+
+    # --- what happened --------------------------------------------------------------------
+
+    def note(self, event: str) -> None:
+        """Remember an event, with the time in ns since the epoch."""
+        self._guest.events.append((time.time_ns(), event))
+
+    def _lost(self, fault: VtpmUnavailable | Busy) -> None:
+        if isinstance(fault, VtpmUnavailable) and self.upstream.fault:
+            newest = self._guest.events[-1][1] if self._guest.events else ""
+            if newest != self.upstream.fault:
+                self.counters.upstream_losses += 1
+                self.note(self.upstream.fault)
+
+    def status(self) -> dict[str, JsonValue]:
+        """Return state and counters, for the secure kernel's record."""
+        counters = self.counters
+        return {
+            "running": self._guest.running,
+            "fault": self.upstream.fault,
+            "guest_locality": self._guest.locality,
+            "evictions": self._runner.evictions,
+            **{name: getattr(counters, name) for name in Counters.__slots__},
+            "events": [[when, what] for when, what in self._guest.events],
+        }
+
+
+def _flush(handle: bytes) -> bytes:
+    return HEADER.pack(0x8001, 14, CommandCode.FLUSH_CONTEXT) + handle
