@@ -7,12 +7,10 @@ the PCR values are good ones (``appraise``).
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass
 
 from undercroft.base import PcrBank
 from undercroft.formats.tpm import (
-    TPM_GENERATED_VALUE,
     Attest,
     ClockInfo,
     PcrSelectionList,
@@ -22,38 +20,12 @@ from undercroft.formats.tpm import (
     UnverifiedQuote,
 )
 from undercroft.verify.ak import AttestationKey
-from undercroft.verify.ak_key import verify_signature
+from undercroft.verify.ak_statement import StatementChecks, check_statement
 from undercroft.verify.checks import Check, Grade, Weakness, grade_of, weaknesses_of
 from undercroft.verify.quote_pcrs import PCR_CHECKS, prove_pcrs
 
-Q1_MAGIC = Check(
-    "Q1",
-    "quote.magic",
-    "the structure starts with TPM_GENERATED_VALUE, which a restricted key signs for nobody else",
-    "TPM 2.0 Part 2, 6.2 and 10.12.12; Part 1, 31.3",
-)
+STATEMENT = StatementChecks.numbered("Q", "quote", (1, 3, 4, 5, 6))
 Q2_TYPE = Check("Q2", "quote.type", "the structure is a quote", "TPM 2.0 Part 2, 10.12.10")
-Q3_SCHEME = Check(
-    "Q3",
-    "quote.scheme",
-    "the signature has the scheme and hash of the attestation key",
-    "TPM 2.0 Part 2, 12.2.3.5 and 12.2.3.6; Part 3, 18.1",
-)
-Q4_SIGNATURE = Check(
-    "Q4", "quote.signature", "the attestation key signed these bytes", "TPM 2.0 Part 1, B.6, C.4"
-)
-Q5_SIGNER = Check(
-    "Q5",
-    "quote.signer",
-    "qualifiedSigner is the key's Qualified Name, where its parent is known",
-    "TPM 2.0 Part 1, 16; Part 2, 10.12.12",
-)
-Q6_NONCE = Check(
-    "Q6",
-    "quote.nonce",
-    "extraData is the expected qualifying data, byte for byte",
-    "TPM 2.0 Part 3, 18.4 (qualifyingData); RFC 9334, 10.2",
-)
 # Q7 to Q9 are in quote_pcrs.py.
 Q10_STATE = Check(
     "Q10",
@@ -71,27 +43,27 @@ Q12_RESET = Check(
     "Q12",
     "quote.reset-count",
     "resetCount is not lower than in the last accepted evidence",
-    "TPM 2.0 Part 1, 36.4; Part 2, 10.11.1",
+    "TPM 2.0 Part 1, 36; Part 2, 10.11.1",
 )
 Q13_RESTART = Check(
     "Q13",
     "quote.restart-count",
     "restartCount is not lower than in the last accepted evidence of the same resetCount",
-    "TPM 2.0 Part 1, 36.5; Part 2, 10.11.1",
+    "TPM 2.0 Part 1, 36; Part 2, 10.11.1",
 )
 Q14_CLOCK = Check(
     "Q14",
     "quote.clock",
     "clock is not earlier than in the last accepted evidence",
-    "TPM 2.0 Part 1, 36.3; Part 2, 10.11.1",
+    "TPM 2.0 Part 1, 36; Part 2, 10.11.1",
 )
 CHECKS = (
-    Q1_MAGIC,
+    STATEMENT.magic,
     Q2_TYPE,
-    Q3_SCHEME,
-    Q4_SIGNATURE,
-    Q5_SIGNER,
-    Q6_NONCE,
+    STATEMENT.scheme,
+    STATEMENT.signature,
+    STATEMENT.signer,
+    STATEMENT.nonce,
     *PCR_CHECKS,
     Q10_STATE,
     Q11_FIRMWARE,
@@ -101,9 +73,9 @@ CHECKS = (
 )
 
 _PLAIN_COUNTERS = (TpmRh.ENDORSEMENT, TpmRh.PLATFORM)
-"""Hierarchies whose keys sign the counters as they are (Part 1, 36.7)."""
+"""Hierarchies whose keys sign the counters as they are (Part 2, 10.12.12)."""
 CLOCK_UPDATE_INTERVAL_MS = 1 << 22
-"""The longest that a TPM may go without saving its clock (Part 1, 36.3.2): about 70 minutes.
+"""The longest that a TPM may go without saving its clock (Part 1, 36): about 70 minutes.
 
 After a reset without an orderly shutdown (``safe`` is NO) the clock may be that far behind."""
 
@@ -144,7 +116,7 @@ class VerifiedQuote:
         """The hierarchy that the key is a primary key of, or None if it is not one.
 
         For any but ENDORSEMENT and PLATFORM the TPM adds a key-specific constant to
-        ``reset_count``, ``restart_count`` and ``firmware_version`` (Part 1, 36.7): there, only
+        ``reset_count``, ``restart_count`` and ``firmware_version`` (Part 2, 10.12.12): there, only
         differences mean something.
         """
         return self.ak.hierarchies.get(self.attest.qualified_signer)
@@ -211,52 +183,16 @@ def verify_quote(
     VerificationError, whose ``check`` is the id of the check that said no; ValueError if the
     caller expects no qualifying data or no PCR, for such a quote would prove nothing.
     """
-    if not expected_qualifying_data:
-        raise ValueError("a quote without qualifying data is not fresh")
     attest = quote.attest
-    if attest.magic != TPM_GENERATED_VALUE:
-        raise Q1_MAGIC.failed(
-            "a TPM did not make this structure",
-            expected=f"{TPM_GENERATED_VALUE:#x}",
-            got=f"{attest.magic:#x}",
-        )
     info = attest.attested
     if not isinstance(info, QuoteInfo):
         raise Q2_TYPE.failed("not a quote", expected=TpmSt.ATTEST_QUOTE, got=attest.type)
-    _check_signature(quote, ak)
-    _check_binding(attest, ak, expected_qualifying_data)
+    check_statement(
+        attest, quote.attest_bytes, quote.signature, ak, expected_qualifying_data, STATEMENT
+    )
     pcrs = prove_pcrs(info, quote.claimed_pcrs, expected_selection, quote.signature.hash_alg)
     resets, restarts = (None, None) if last is None else _check_progress(attest, ak, last)
     return VerifiedQuote(pcrs, attest, ak, resets, restarts)
-
-
-def _check_signature(quote: UnverifiedQuote, ak: AttestationKey) -> None:
-    signature = quote.signature
-    scheme = ak.scheme
-    if signature.scheme is not scheme.algorithm or signature.hash_alg is not scheme.hash_alg:
-        raise Q3_SCHEME.failed(
-            "the signature is not of the key's scheme",
-            expected=scheme,
-            got=f"{signature.scheme}-{signature.hash_alg}",
-        )
-    verify_signature(ak.key, signature, quote.attest_bytes, Q4_SIGNATURE)
-
-
-def _check_binding(attest: Attest, ak: AttestationKey, expected: bytes) -> None:
-    if ak.qualified_name is not None and attest.qualified_signer != ak.qualified_name:
-        raise Q5_SIGNER.failed(
-            "the key stands elsewhere in its TPM than expected",
-            expected=ak.qualified_name.hex(),
-            got=attest.qualified_signer.hex(),
-        )
-    # compare_digest is False for different lengths: nothing is padded or cut.
-    if not hmac.compare_digest(attest.extra_data, expected):
-        raise Q6_NONCE.failed(
-            "the quote answers another challenge",
-            expected=expected.hex(),
-            got=attest.extra_data.hex(),
-            remedy="collect evidence again, for this nonce",
-        )
 
 
 def _check_progress(attest: Attest, ak: AttestationKey, last: AcceptedState) -> tuple[int, int]:

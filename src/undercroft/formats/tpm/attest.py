@@ -170,7 +170,7 @@ class Attest(msgspec.Struct, frozen=True):
     ``extra_data`` is what the caller asked the TPM to repeat (qualifyingData);
     ``qualified_signer`` is the Qualified Name of the signing key.  For a key outside the
     endorsement and platform hierarchies the TPM adds a fixed, key-specific offset to
-    ``reset_count``, ``restart_count`` and ``firmware_version`` (Part 1, 36.7).
+    ``reset_count``, ``restart_count`` and ``firmware_version``.
     """
 
     magic: int
