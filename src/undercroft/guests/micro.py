@@ -5,8 +5,12 @@ from __future__ import annotations
 from undercroft.guests.cpio import CpioEntry, character_device, directory, file, symlink
 
 READY_MARKER = "UNDERCROFT-GUEST-READY"
-COMMAND_LINE = "console=ttyS0 quiet ima_policy=tcb panic=-1"
-"""Measure what runs (IMA's built-in policy), and end QEMU if the kernel panics."""
+COMMAND_LINE = "console=ttyS0 quiet ima_policy=tcb rootfstype=ramfs panic=-1"
+"""Measure what runs (IMA's built-in policy), and end QEMU if the kernel panics.
+
+``rootfstype=ramfs``: the root would be a tmpfs otherwise, which that policy leaves out (kernel
+security/integrity/ima/ima_policy.c, dont_measure_rules; init/do_mounts.c, init_rootfs).
+"""
 
 INIT = f"""\
 #!/bin/sh
@@ -65,4 +69,6 @@ def initramfs_entries() -> list[CpioEntry]:
         file("/srv/index.html", b"<p>An ordinary guest.</p>\n"),
         file("/etc/crontabs/root", b"0 0 1 1 * true\n"),
         file("/etc/hostname", b"micro\n"),
+        file("/etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n"),
+        file("/etc/group", b"root:x:0:\n"),
     ]
