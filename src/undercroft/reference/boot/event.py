@@ -62,29 +62,29 @@ def boot_references(name: str, events: Sequence[PredictedEvent]) -> ReferenceSet
         by_pcr.setdefault(event.pcr, []).append(event)
     return ReferenceSet(
         name=name,
-        events={
-            pcr: tuple(
-                ReferenceValue(
-                    event.digests,
-                    f"{event.event_type}: {event.description}",
-                    event.provenance,
-                    event.role,
-                )
-                for event in group
-            )
-            for pcr, group in by_pcr.items()
-        },
+        events={pcr: tuple(map(_reference, group)) for pcr, group in by_pcr.items()},
         pcrs={
             pcr: (
                 ReferenceValue(
                     tuple(Digest(bank.algorithm, bank.values[pcr]) for bank in banks),
                     f"predicted PCR {pcr}",
-                    max((e.provenance for e in group), key=lambda p: _GRADES.index(p.grade)),
+                    _weakest(by_pcr.get(pcr, [])),
                 ),
             )
-            for pcr, group in by_pcr.items()
+            for pcr in banks[0].values
         },
     )
+
+
+def _reference(event: PredictedEvent) -> ReferenceValue:
+    text = f"{event.event_type}: {event.description}"
+    return ReferenceValue(event.digests, text, event.provenance, event.role)
+
+
+def _weakest(group: Sequence[PredictedEvent]) -> Provenance:
+    if not group:
+        return Provenance(Grade.SPECIFICATION, note="nothing on this boot path measures into it")
+    return max((event.provenance for event in group), key=lambda p: _GRADES.index(p.grade))
 
 
 def boot_aggregate(bank: PcrBank) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from undercroft.base import FormatError, HashAlgorithm
+from undercroft.base import Digest, FormatError, HashAlgorithm
 from undercroft.formats.pe import parse_pe
 from undercroft.reference.boot import (
     DirectBoot,
@@ -136,6 +136,9 @@ def test_references_hold_every_event_and_the_weakest_provenance_of_a_pcr() -> No
     assert references.pcrs[0][0].provenance.grade is Grade.FIRMWARE_RUN
     assert references.pcrs[4][0].provenance.grade is Grade.PACKAGE
     assert references.pcrs[9][0].provenance.grade is Grade.BUILT
+    assert references.pcrs[14][0].digest(SHA256) == Digest(SHA256, bytes(32))
+    assert references.pcrs[14][0].provenance.grade is Grade.SPECIFICATION
+    assert 14 not in references.events
     kernels = [v for v in references.events[4] if v.role == "kernel"]
     image = parse_pe(kernel_as_loaded(BOOT.kernel, initrd_size=6000, memory_below_4g=512 * MIB))
     digest = kernels[0].digest(SHA256)
