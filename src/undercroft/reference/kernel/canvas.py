@@ -21,15 +21,16 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The sites that one rule decided: ``size`` bytes at each of ``sites`` (ascending).
-
-    ``changed`` counts those whose bytes the rule altered.
-    """
+    """The sites that one rule decided: ``size`` bytes at each of ``sites`` (ascending)."""
 
     rule: Rule
     sites: Positions
     size: int
-    changed: int
+
+    def changed(self, before: Canvas, after: Canvas) -> int:
+        """Count the sites whose bytes differ between two canvases that cover them."""
+        old, new = (canvas.gather(self.sites, self.size) for canvas in (before, after))
+        return int(np.count_nonzero(np.any(old != new, axis=1)))
 
 
 @dataclass(slots=True)
@@ -72,24 +73,19 @@ class Canvas:
             return
         size = rows.shape[1]
         index = (sites - self.start)[:, None] + np.arange(size)
-        array = self.array
-        changed = int(np.count_nonzero(np.any(array[index] != rows, axis=1)))
-        array[index] = rows
-        self.layers.append(Layer(rule, np.sort(sites), size, changed))
+        self.array[index] = rows
+        self.layers.append(Layer(rule, np.sort(sites), size))
 
     def paint_each(self, rule: Rule, pieces: Iterable[tuple[int, bytes]]) -> None:
         """Write pieces of different lengths in order; later ones overwrite earlier ones."""
         by_size: dict[int, list[int]] = {}
-        changed: dict[int, int] = {}
         for site, piece in pieces:
             at, size = site - self.start, len(piece)
             by_size.setdefault(size, []).append(site)
-            if self.data[at : at + size] != piece:
-                changed[size] = changed.get(size, 0) + 1
-                self.data[at : at + size] = piece
+            self.data[at : at + size] = piece
         for size, sites in by_size.items():
             ordered = np.unique(np.array(sites, dtype=np.int64))
-            self.layers.append(Layer(rule, ordered, size, changed.get(size, 0)))
+            self.layers.append(Layer(rule, ordered, size))
 
     def owner(self, position: int) -> tuple[Rule, int] | None:
         """Return the last rule that decided the byte at ``position`` and its site, or None."""

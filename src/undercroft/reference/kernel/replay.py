@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from undercroft.base import JsonValue
 from undercroft.formats.kernel import KernelImage
 from undercroft.reference.kernel import (
     ftrace,
@@ -38,6 +39,16 @@ class BootChoices:
     retpolines: retpolines.Mode
     paravirt: dict[int, int]
 
+    def as_json(self) -> dict[str, JsonValue]:
+        """Return the choices as a JSON object; features are listed by number."""
+        return {
+            "features_set": [bit for bit, on in self.features.items() if on],
+            "features_clear": [bit for bit, on in self.features.items() if not on],
+            "returns": self.returns.name,
+            "indirect_branches": self.retpolines.value,
+            "paravirt_slots": len(self.paravirt),
+        }
+
 
 @dataclass(slots=True)
 class Replay:
@@ -55,11 +66,35 @@ class Replay:
     call_constants: static_calls.StaticCallConstants
     traced: np.ndarray[tuple[int], np.dtype[np.int64]]
     early_returns: int = 0
+    uniprocessor: bool = False
+    _statistics: dict[str, JsonValue] | None = None
+
+    def statistics(self) -> dict[str, JsonValue]:
+        """Return, by rule, how many sites it decided and at how many the bytes changed."""
+        if self._statistics is not None:
+            return self._statistics
+        sites: dict[str, dict[str, int]] = {}
+        for layer in self.canvas.layers:
+            entry = sites.setdefault(layer.rule.label, {"sites": 0, "changed": 0})
+            entry["sites"] += len(layer.sites)
+            entry["changed"] += layer.changed(self.pristine, self.canvas)
+        self._statistics = dict(sites)
+        return self._statistics
+
+    def notable(self) -> list[str]:
+        """Return what is lawful but worth a policy's attention, one phrase each."""
+        found = []
+        if self.early_returns:
+            found.append(f"{self.early_returns} static calls kept an early ret")
+        if self.uniprocessor:
+            found.append("LOCK prefixes are patched out: one CPU")
+        return found
 
     def follow(self, values: GuestValues, live: Canvas) -> None:
         """Repaint what follows the guest's run-time state."""
         keep = [layer for layer in self.canvas.layers if layer.rule not in _RUN_TIME]
         self.canvas.layers[:] = keep
+        self._statistics = None
         sites = self.image.sites
         ftrace.apply(self.traced, self.canvas)
         ftrace.apply_calls(self.image, self.canvas, values)
@@ -72,9 +107,10 @@ class Replay:
             self.call_constants,
             live,
         )
-        uniprocessor = simple_sites.infer_uniprocessor(sites.smp_locks, self.pristine, live)
+        locks = sites.smp_locks
+        self.uniprocessor = simple_sites.infer_uniprocessor(locks, self.pristine, live)
         simple_sites.smp_locks(
-            sites.smp_locks, self.canvas, uniprocessor=uniprocessor, stop=self.image.text_size
+            locks, self.canvas, uniprocessor=self.uniprocessor, stop=self.image.text_size
         )
 
 
