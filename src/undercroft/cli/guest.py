@@ -1,0 +1,237 @@
+"""``undercroft guest``: build, run, list and stop guests."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from undercroft import wiring
+from undercroft.base import EnvironmentFault, JsonValue
+from undercroft.guests.accel import Accel
+from undercroft.guests.build import build_micro
+from undercroft.guests.manifest import GuestBuild
+from undercroft.guests.run import Guest, RunOptions, guests, start
+from undercroft.packages import Archive, Refresh
+
+app = typer.Typer(
+    help="Build, run, list and stop guests.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Name = Annotated[str, typer.Option("--name", help="The guest's name.")]
+
+
+class AccelOption(enum.StrEnum):
+    """What a person may ask for."""
+
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+    def choice(self) -> Accel | None:
+        """Return the accelerator, or None where we choose."""
+        return None if self is AccelOption.AUTO else Accel(self.value)
+
+
+class _Progress:
+    """Says on standard error what takes long: a spinner on a terminal, lines elsewhere."""
+
+    def __init__(self, console: Console, status: Status | None) -> None:
+        self._console = console
+        self._status = status
+
+    def say(self, text: str) -> None:
+        if self._status is None:
+            self._console.print(text, highlight=False, markup=False)
+        else:
+            self._status.update(text)
+
+
+@contextmanager
+def progress(start_text: str) -> Iterator[_Progress]:
+    """Show progress for the length of a ``with`` block."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(start_text) as status:
+            yield _Progress(console, status)
+    else:
+        yield _Progress(console, None)
+
+
+def adversary_sources() -> Path | None:
+    """Return the folder with the test adversaries' sources; None outside of a checkout."""
+    folder = Path(__file__).parents[3] / "tests" / "adversaries"
+    return folder if (folder / "Kbuild").is_file() else None
+
+
+def build(*, refresh: Refresh, with_adversaries: bool, show: _Progress) -> GuestBuild:
+    """Build the micro guest, or return the one that is there if nothing changed."""
+    home = wiring.home()
+    archive = Archive(home / "apt", now=dt.datetime.now(dt.UTC), refresh=refresh, say=show.say)
+    sources = adversary_sources() if with_adversaries else None
+    return build_micro(archive, home, adversaries=sources, say=show.say)
+
+
+def _print_json(value: JsonValue) -> None:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def _build_json(built: GuestBuild) -> JsonValue:
+    return {
+        "name": built.name,
+        "folder": str(built.kernel.path.parent),
+        "kernel_release": built.kernel_release,
+        "kernel_sha256": built.kernel.sha256,
+        "initrd_sha256": built.initrd.sha256,
+        "firmware_sha256": built.firmware_code.sha256,
+        "command_line": built.command_line,
+        "packages": [
+            {
+                "name": p.name,
+                "version": p.version,
+                "sha256": p.sha256,
+                "origin": p.provenance.origin,
+                "release_sha256": p.provenance.release_sha256,
+                "signer": p.provenance.signer,
+                "note": p.provenance.note,
+            }
+            for p in built.packages
+        ],
+    }
+
+
+@app.command("build")
+def build_command(
+    refresh: Annotated[
+        Refresh, typer.Option(help="When to ask the package mirror for new lists.")
+    ] = Refresh.AUTO,
+    adversaries: Annotated[
+        bool, typer.Option(help="Compile the test adversaries into the guest (not loaded).")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Build the micro guest from packages whose signature chain is verified."""
+    with progress("building the micro guest") as show:
+        built = build(refresh=refresh, with_adversaries=adversaries, show=show)
+    if as_json:
+        _print_json(_build_json(built))
+        return
+    table = Table("package", "version", "from", "signed by", box=None, pad_edge=False)
+    for package in built.packages:
+        source = package.provenance
+        origin = source.origin.partition(":")[0] + (f" ({source.note})" if source.note else "")
+        table.add_row(package.name, package.version, origin, source.signer[-16:])
+    console = Console()
+    console.print(table)
+    console.print(f"kernel  sha256:{built.kernel.sha256}", highlight=False)
+    console.print(f"initrd  sha256:{built.initrd.sha256}", highlight=False)
+    console.print(f"in {built.kernel.path.parent}", highlight=False, soft_wrap=True)
+
+
+def _guest_json(guest: Guest) -> dict[str, JsonValue]:
+    info = guest.info
+    return {
+        "name": info.name,
+        "alive": guest.is_alive(),
+        "pid": info.qemu.pid,
+        "accel": info.accel,
+        "cpu": info.cpu,
+        "cpus": info.cpus,
+        "memory_mb": info.memory_mb,
+        "kernel_release": info.kernel_release,
+        "started": info.started,
+        "folder": str(info.folder),
+    }
+
+
+@app.command("run")
+def run_command(
+    name: Name = "micro",
+    accel: Annotated[
+        AccelOption, typer.Option(help="auto takes KVM if a Linux guest really runs under it.")
+    ] = AccelOption.AUTO,
+    cpu: Annotated[str, typer.Option(help="QEMU CPU model and flags; empty: the best.")] = "",
+    cpus: Annotated[int, typer.Option(min=1, max=64, help="Virtual CPUs.")] = 2,
+    memory: Annotated[int, typer.Option(min=256, max=1 << 20, help="Memory in MiB.")] = 512,
+    append: Annotated[str, typer.Option(help="More kernel command line.")] = "",
+    wait: Annotated[bool, typer.Option(help="Wait until the guest is up.")] = True,
+    timeout: Annotated[float, typer.Option(min=1, help="How long to wait, in seconds.")] = 90,
+    as_json: Json = False,
+) -> None:
+    """Start the micro guest (built first if need be) with a vTPM and IMA; it keeps running."""
+    options = RunOptions(
+        accel=accel.choice(), cpu=cpu or None, cpus=cpus, memory_mb=memory,
+        extra_command_line=append,
+    )  # fmt: skip
+    with progress(f"starting {name}") as show:
+        built = build(refresh=Refresh.AUTO, with_adversaries=True, show=show)
+        now = dt.datetime.now(dt.UTC)
+        guest = start(built, wiring.home(), name, options, now=now, say=show.say)
+        seconds = guest.wait_ready(timeout) if wait else None
+    if as_json:
+        _print_json({**_guest_json(guest), "ready_s": seconds})
+        return
+    ready = f", ready after {seconds:.1f} s" if seconds is not None else ""
+    typer.echo(f"{name} runs under {guest.info.accel}, process {guest.info.qemu.pid}{ready}")
+    typer.echo(f"serial log: {guest.info.serial_log}")
+
+
+@app.command("list")
+def list_command(as_json: Json = False) -> None:
+    """List guests, running or not."""
+    known: list[Guest] = []
+    for guest in guests(wiring.home()):
+        if isinstance(guest, EnvironmentFault):
+            typer.echo(f"undercroft: {guest}", err=True)
+        else:
+            known.append(guest)
+    if as_json:
+        _print_json([_guest_json(guest) for guest in known])
+        return
+    if not known:
+        typer.echo("no guests; `undercroft guest run` starts one")
+        return
+    table = Table("name", "state", "pid", "accel", "kernel", "started", box=None, pad_edge=False)
+    for guest in known:
+        info = guest.info
+        state = "running" if guest.is_alive() else "stopped"
+        table.add_row(
+            info.name, state, str(info.qemu.pid), info.accel, info.kernel_release, info.started
+        )
+    Console().print(table)
+
+
+@app.command("stop")
+def stop_command(
+    names: Annotated[list[str] | None, typer.Argument(help="Guests to stop.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Stop every guest.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stop guests; their vTPM state and logs stay."""
+    if bool(names) == every:
+        raise typer.BadParameter("name the guests to stop, or say --all")
+    home = wiring.home()
+    if every:
+        chosen = [guest for guest in guests(home) if isinstance(guest, Guest)]
+    else:
+        chosen = [Guest.load(home, name) for name in names or ()]
+    stopped: list[JsonValue] = []
+    for guest in chosen:
+        if guest.is_alive():
+            stopped.append(guest.info.name)
+        guest.stop()
+    if as_json:
+        _print_json({"stopped": stopped})
+    else:
+        typer.echo(f"stopped: {', '.join(map(str, stopped))}" if stopped else "none was running")
