@@ -15,9 +15,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
+from undercroft.formats.kernel import KernelImage
 from undercroft.formats.kernel.sites import AltInstr
 from undercroft.reference.kernel import alternative_bytes as alt
-from undercroft.reference.kernel.canvas import Canvas
+from undercroft.reference.kernel.canvas import Canvas, rel32
+from undercroft.reference.kernel.paravirt import Vendor, shown
 from undercroft.reference.kernel.rules import Rule
 
 _MAX_BITS = 6
@@ -104,6 +108,22 @@ def groups(table: AltInstr, canvas: Canvas) -> list[Group]:
             )
         )
     return found
+
+
+def infer_call_targets(
+    image: KernelImage, table: AltInstr, canvas: Canvas, live: Canvas, allowed: Vendor
+) -> CallTargets | None:
+    """Return what the ALT_FLAG_DIRECT_CALL sites show of each slot; None in older kernels."""
+    bug, nop = image.find("BUG_func"), image.find("nop_func")
+    if bug is None or nop is None or not np.any(table.direct_call):
+        return None
+    sites = np.unique(table.instr[table.direct_call])
+    sites = sites[canvas.covers(sites, 6)]
+    rows = canvas.gather(sites, 6)
+    through = (rows[:, 0] == 0xFF) & (rows[:, 1] == 0x15)
+    sites, rows = sites[through], rows[through]
+    slots = sites + 6 + rel32(rows, 2)
+    return CallTargets(shown(slots, sites, live, allowed, nop), bug, nop)
 
 
 class Alternatives:

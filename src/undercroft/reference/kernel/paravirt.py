@@ -15,8 +15,15 @@ import numpy as np
 
 from undercroft.formats.kernel import KernelImage
 from undercroft.formats.kernel.sites import ParavirtSites
-from undercroft.reference.kernel.canvas import Canvas, majority, rel32, with_rel32
-from undercroft.reference.kernel.nops import short_nops
+from undercroft.reference.kernel.canvas import (
+    Canvas,
+    Positions,
+    constant_rows,
+    majority,
+    rel32,
+    with_rel32,
+)
+from undercroft.reference.kernel.nops import NOPS, short_nops
 from undercroft.reference.kernel.rules import Rule
 
 _HYPERVISORS = (
@@ -37,60 +44,82 @@ _HYPERVISORS = (
 
 @dataclass(frozen=True, slots=True)
 class Vendor:
-    """What may stand in pv_ops: a slot's compiled-in value, or a hypervisor's replacement."""
+    """What may stand in pv_ops: a slot's compiled-in value, or a hypervisor's replacement.
 
+    Slots and functions are positions; ``table`` is that of pv_ops itself.
+    """
+
+    table: int
     initial: Mapping[int, int]
     replacements: frozenset[int]
 
     def allows(self, slot: int, target: int) -> bool:
-        """Tell whether the function at position ``target`` may stand in slot ``slot``."""
-        return self.initial.get(slot) == target or target in self.replacements
+        """Tell whether the function at position ``target`` may stand in ``slot``."""
+        if slot not in self.initial:
+            return False
+        return self.initial[slot] == target or target in self.replacements
 
 
 def vendor(image: KernelImage) -> Vendor:
     """Read the compiled-in pv_ops and collect the functions that may replace them."""
     table = image.find("pv_ops")
+    if table is None:
+        return Vendor(0, {}, frozenset())
     initial: dict[int, int] = {}
-    if table is not None:
-        for slot in range(image.btf.size_of("paravirt_patch_template") // 8):
-            value = int.from_bytes(image.read(table + 8 * slot, 8), "little")
-            initial[slot] = value - image.link_base
+    for slot in range(table, table + image.btf.size_of("paravirt_patch_template"), 8):
+        value = int.from_bytes(image.read(slot, 8), "little")
+        initial[slot] = value - image.link_base
     replacements = frozenset(
         image.symbols.address(name) - image.link_base
         for prefix in _HYPERVISORS
         for name in image.symbols.with_prefix(prefix)
     )
-    return Vendor(initial, replacements)
+    return Vendor(table, initial, replacements)
 
 
-def infer(sites: ParavirtSites, live: Canvas, allowed: Vendor, nop: int) -> dict[int, int]:
-    """Return the function (a position) of every type whose sites show one; ``nop`` for NOPs."""
+def shown(
+    slots: Positions, sites: Positions, live: Canvas, allowed: Vendor, nop: int
+) -> dict[int, int]:
+    """Return the function that the call sites of each slot show; ``nop`` where they are NOPs.
+
+    ``slots[i]`` is the slot that ``sites[i]`` calls through.  A slot is left out if none of its
+    sites shows a call that the vendor could have made.
+    """
     chosen: dict[int, int] = {}
-    for kind in np.unique(sites.type).tolist():
-        mine = sites.instr[sites.type == kind]
-        mine = mine[live.covers(mine, 6)]
-        rows = live.gather(mine, 6)
-        calls = rows[:, 0] == 0xE8
-        targets = mine[calls] + 5 + rel32(rows[calls], 1)
-        target = majority(targets[[allowed.allows(kind, each) for each in targets.tolist()]])
-        silent = np.all(rows[:, :3] == np.frombuffer(short_nops(6)[:3], dtype=np.uint8), axis=1)
+    inside = live.covers(sites, 6)
+    slots, sites = slots[inside], sites[inside]
+    rows = live.gather(sites, 6)
+    calls = rows[:, 0] == 0xE8
+    targets = sites + 5 + rel32(rows, 1)
+    silent = np.all(rows == np.frombuffer(NOPS[6], dtype=np.uint8), axis=1)
+    for slot in np.unique(slots).tolist():
+        mine = slots == slot
+        seen = [each for each in targets[mine & calls].tolist() if allowed.allows(slot, each)]
+        target = majority(np.array(seen, dtype=np.int64))
         if target is not None:
-            chosen[kind] = target
-        elif np.any(silent):
-            chosen[kind] = nop
+            chosen[slot] = target
+        elif np.any(silent & mine) and allowed.allows(slot, nop):
+            chosen[slot] = nop
     return chosen
 
 
-def apply(sites: ParavirtSites, canvas: Canvas, chosen: Mapping[int, int], nop: int) -> None:
-    """Paint the direct call of every site whose type's function is known."""
-    for kind, target in chosen.items():
-        of_kind = sites.type == kind
-        for length in np.unique(sites.length[of_kind]).tolist():
-            mine = sites.instr[of_kind & (sites.length == length)]
-            code = b"" if target == nop else b"\xe8"
-            pad = np.frombuffer(short_nops(length - 5 if code else length), dtype=np.uint8)
-            padding = np.tile(pad, (len(mine), 1))
-            if code:
-                calls = with_rel32(code, mine, np.full(len(mine), target))
-                padding = np.hstack((calls, padding))
-            canvas.paint(Rule.PARAVIRT, mine, padding)
+def infer(sites: ParavirtSites, live: Canvas, allowed: Vendor, nop: int) -> dict[int, int]:
+    """Return the function in each slot, as the sites of ``.parainstructions`` show it."""
+    return shown(allowed.table + 8 * sites.type.astype(np.int64), sites.instr, live, allowed, nop)
+
+
+def apply(
+    sites: ParavirtSites, canvas: Canvas, chosen: Mapping[int, int], table: int, nop: int
+) -> None:
+    """Paint the direct call of every site whose slot's function is known."""
+    slots = table + 8 * sites.type.astype(np.int64)
+    for slot, target in chosen.items():
+        of_slot = slots == slot
+        for length in np.unique(sites.length[of_slot]).tolist():
+            mine = sites.instr[of_slot & (sites.length == length)]
+            if target == nop:
+                rows = constant_rows(short_nops(length), len(mine))
+            else:
+                calls = with_rel32(b"\xe8", mine, np.full(len(mine), target))
+                rows = np.hstack((calls, constant_rows(short_nops(length - 5), len(mine))))
+            canvas.paint(Rule.PARAVIRT, mine, rows)

@@ -23,7 +23,7 @@ from undercroft.reference.kernel import (
     simple_sites,
     static_calls,
 )
-from undercroft.reference.kernel.alternatives import Alternatives
+from undercroft.reference.kernel.alternatives import Alternatives, infer_call_targets
 from undercroft.reference.kernel.canvas import Canvas
 from undercroft.reference.kernel.guest import GuestValues
 from undercroft.reference.kernel.relocate import relocate
@@ -150,16 +150,18 @@ def replay(image: KernelImage, slide: int, live: Canvas, values: GuestValues) ->
 def boot_passes(image: KernelImage, canvas: Canvas, live: Canvas) -> BootChoices:
     """Apply what alternative_instructions() applies, in its order."""
     sites = image.sites
+    vendor = paravirt.vendor(image)
     nop = image.find("_paravirt_nop") or 0
-    pv = paravirt.infer(sites.paravirt, live, paravirt.vendor(image), nop)
-    paravirt.apply(sites.paravirt, canvas, pv, nop)
+    slots = paravirt.infer(sites.paravirt, live, vendor, nop)
+    paravirt.apply(sites.paravirt, canvas, slots, vendor.table, nop)
     table = retpolines.decode_sites(image, sites.retpolines, canvas)
     mode = retpolines.infer(table, canvas, live)
     retpolines.apply(table, canvas, mode)
     how = returns.infer(image, sites.returns, live)
     returns.apply(sites.returns, canvas, how)
-    alternatives = Alternatives(sites.alternatives, canvas, None)
+    targets = infer_call_targets(image, sites.alternatives, canvas, live, vendor)
+    alternatives = Alternatives(sites.alternatives, canvas, targets)
     features = alternatives.infer(live)
     alternatives.apply(features)
     simple_sites.seal_endbr(sites.endbr_seal, canvas)
-    return BootChoices(features, how, mode, pv)
+    return BootChoices(features, how, mode, dict(targets.by_slot) if targets else slots)

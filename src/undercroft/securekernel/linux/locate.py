@@ -84,7 +84,7 @@ def _locate(memory: PhysicalMemory, vcpus: Sequence[VcpuState], image: KernelIma
     la57 = bool(running[0].cr4 & _CR4_LA57)
     base = image.link_base + slide
     cr3, text = _own_table(memory, running, image, slide, la57)
-    _check_build(memory, cr3, la57, image, base)
+    _check_build(AddressSpace(memory, cr3, la57), image, base, running[0])
     both = all(vcpu.lstar is not None for vcpu in running)
     details: dict[str, JsonValue] = {
         "slide": f"{slide:#x}",
@@ -228,24 +228,26 @@ def _kernel_half(
     )
 
 
-def _check_build(
-    memory: PhysicalMemory, cr3: int, la57: bool, image: KernelImage, base: int
-) -> None:
+def _check_build(space: AddressSpace, image: KernelImage, base: int, vcpu: VcpuState) -> None:
     """Compare the .notes section: the build id, before anything else is said of the text."""
     notes = image.sections[".notes"]
     at = notes.address - image.link_base
     try:
-        found = AddressSpace(memory, cr3, la57).read(base + at, notes.size)
+        found = space.read(base + at, notes.size)
     except MemoryFault as fault:
         raise _NotLocated(
             Outcome.FAIL, f"the kernel's notes are not mapped: {fault}", cause="not-mapped"
         ) from fault
     if found != image.read(at, notes.size):
+        banner = running_banner(space.memory, vcpu)
         raise _NotLocated(
             Outcome.FAIL,
-            f"the guest runs another build than the package's {image.release}",
+            f"the guest runs another build than the package's {image.release}"
+            + (f": it says {banner[:80]!r}" if banner else ""),
             cause="other-build",
             expected_build_id=image.build_id,
+            package=image.version,
+            guest_banner=banner,
         )
 
 
