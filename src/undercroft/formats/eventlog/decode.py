@@ -57,9 +57,11 @@ _COVERED: dict[int, Callable[[bytes, Digests], Decoded]] = {
     int(T.EV_EFI_SPDM_FIRMWARE_CONFIG): spdm.decode_spdm,
 }
 
+_LAUNCH = ("EV_TXT_", "EV_AMD_SL_", "EV_ARM_")
+
 # Types whose digest is of something that is not in the log.
 _CLAIMS: dict[int, Callable[[bytes], EventValue]] = {
-    **{int(number): firmware.decode_label for number in T if number.name.startswith("EV_TXT_")},
+    **{int(n): firmware.decode_label for n in T if n.name.startswith(_LAUNCH)},
     int(T.EV_EFI_BOOT_SERVICES_APPLICATION): firmware.decode_image,
     int(T.EV_EFI_BOOT_SERVICES_DRIVER): firmware.decode_image,
     int(T.EV_EFI_RUNTIME_SERVICES_DRIVER): firmware.decode_image,

@@ -28,7 +28,8 @@ class SpecIdEvent(EventValue, frozen=True):
     """The first event of a log.
 
     ``algorithms`` are (TPM_ALG_ID, digest size) pairs, empty before version 03; with
-    ``Spec ID Event00`` the last number is reserved and not a size of UINTN.
+    ``Spec ID Event00`` the last number is reserved and not a size of UINTN.  Firmware is known
+    to leave vendorInfo out (None) and to write bytes after it (``claimed_trailing``).
     """
 
     signature: bytes
@@ -38,7 +39,8 @@ class SpecIdEvent(EventValue, frozen=True):
     claimed_errata: int
     claimed_uintn_size: int
     algorithms: tuple[tuple[int, int], ...]
-    claimed_vendor_info: bytes
+    claimed_vendor_info: bytes | None
+    claimed_trailing: bytes = b""
 
     @property
     def claimed_version(self) -> str:
@@ -61,8 +63,9 @@ class SpecIdEvent(EventValue, frozen=True):
         if self.signature == SPEC_ID_03:
             parts.append(struct.pack("<I", len(self.algorithms)))
             parts += [_ALGORITHM.pack(*pair) for pair in self.algorithms]
-        parts += [bytes([len(self.claimed_vendor_info)]), self.claimed_vendor_info]
-        return b"".join(parts)
+        if self.claimed_vendor_info is not None:
+            parts += [bytes([len(self.claimed_vendor_info)]), self.claimed_vendor_info]
+        return b"".join(parts) + self.claimed_trailing
 
 
 def decode_spec_id(data: bytes, base: int = 0) -> SpecIdEvent:
@@ -74,9 +77,8 @@ def decode_spec_id(data: bytes, base: int = 0) -> SpecIdEvent:
     reader = BoundedReader(data, "TCG_EfiSpecIDEvent", order="little", base=base)
     fixed = reader.unpack(_FIXED, "the Spec ID event")
     algorithms = _algorithms(reader) if fixed[0] == SPEC_ID_03 else ()
-    vendor_info = reader.sized(1, "vendorInfo")
-    reader.finish()
-    return SpecIdEvent(*(*fixed, algorithms, vendor_info))
+    vendor_info = reader.sized(1, "vendorInfo") if reader.remaining else None
+    return SpecIdEvent(*(*fixed, algorithms, vendor_info, reader.rest()))
 
 
 def _algorithms(reader: BoundedReader) -> tuple[tuple[int, int], ...]:

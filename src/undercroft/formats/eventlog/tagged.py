@@ -43,6 +43,53 @@ NAMED_TAGS = {
 }
 """Tags whose digest is of a thing outside the log, and what that thing is."""
 
+WINDOWS_TAGS = {
+    0x40010001: "trust boundary",
+    0x40010002: "early-launch anti-malware",
+    0x40010003: "loaded module",
+    0xC0010004: "trust point",
+    0x00020002: "boot counter",
+    0x00020003: "transfer of control",
+    0x00020004: "application return",
+    0x00020005: "BitLocker unlock",
+    0x00020006: "event counter",
+    0x00020007: "counter id",
+    0x00020009: "application security version",
+    0x00040001: "boot debugging",
+    0x00040002: "boot revocation list",
+    0x00050001: "kernel debugging",
+    0x00050002: "code integrity",
+    0x00050003: "test signing",
+    0x00050004: "data execution prevention",
+    0x00050005: "safe mode",
+    0x00050006: "WinPE",
+    0x00050008: "OS device",
+    0x00050009: "system root",
+    0x0005000A: "hypervisor launch type",
+    0x0005000E: "driver load policy",
+    0x0005000F: "system integrity policy",
+    0x00050012: "VSM launch type",
+    0x00050013: "OS revocation list",
+    0x00050020: "VSM identity key",
+    0x00060001: "no authority",
+    0x00060002: "authority's public key",
+    0x00070001: "file path",
+    0x00070002: "image size",
+    0x00070003: "hash algorithm",
+    0x00070004: "Authenticode hash",
+    0x00070005: "authority's issuer",
+    0x00070006: "authority's serial number",
+    0x00070007: "image base",
+    0x00070008: "authority's publisher",
+    0x00070009: "authority's SHA-1 thumbprint",
+    0x0007000A: "image validated",
+    0x80080001: "quote",
+    0x80080002: "quote's signature",
+    0x80080003: "attestation key's name",
+    0x80080004: "attestation key's digest",
+}
+"""SIPAEVENT_* of wbcl.h (Windows SDK); what is not here is shown by its number."""
+
 
 class Tag(EventValue, frozen=True):
     """TCG_PCClientTaggedEvent; ``children`` are the tags inside a Windows container."""

@@ -72,3 +72,16 @@ def is_readable(text: str) -> bool:
 
 
 _WHITE = dict.fromkeys(map(ord, "\t\r\n"), " ")
+
+
+def plain(text: str, limit: int = 400) -> str:
+    """Return text of unknown origin fit for a terminal: no control characters, bounded.
+
+    What is not printable is escaped as Python would; a long text is cut and says so.
+    """
+    shown = text if len(text) <= limit else text[:limit]
+    escaped = "".join(
+        [c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown]
+    )
+    more = len(text) - len(shown)
+    return f"{escaped}… ({more} characters more)" if more else escaped

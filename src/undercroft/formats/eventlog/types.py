@@ -1,7 +1,8 @@
 """The event types of the TCG, by number.
 
 Sources: TCG PC Client Platform Firmware Profile 1.06 (PFP), section 10.4.1; Intel TXT Software
-Development Guide rev 17, appendix F.2 for the 0x400 range.
+Development Guide rev 17, appendix F.2 for 0x400; AMD and Arm dynamic launch for 0x8000 and 0x9000
+(wbcl.h of the Windows SDK; Arm DEN0113 1.1, section 3.9).
 """
 
 from __future__ import annotations
@@ -56,6 +57,28 @@ class EventType(enum.IntEnum):
     EV_TXT_BOOT_POL_HASH = 0x0000041A
     EV_TXT_RANDOM_VALUE = 0x000004FE
     EV_TXT_CAP_VALUE = 0x000004FF
+
+    EV_AMD_SL_LOAD = 0x00008001
+    EV_AMD_SL_PSP_FW_SPLT = 0x00008002
+    EV_AMD_SL_TSME_RB_FUSE = 0x00008003
+    EV_AMD_SL_PUB_KEY = 0x00008004
+    EV_AMD_SL_SVN = 0x00008005
+    EV_AMD_SL_LOAD_1 = 0x00008006
+    EV_AMD_SL_SEPARATOR = 0x00008007
+
+    EV_ARM_PCR_SCHEMA = 0x00009001
+    EV_ARM_DCE = 0x00009002
+    EV_ARM_DCE_PUBKEY = 0x00009003
+    EV_ARM_DLME = 0x00009004
+    EV_ARM_DLME_ENTRY_POINT = 0x00009005
+    EV_ARM_DEBUG_CONFIG = 0x00009006
+    EV_ARM_NONSECURE_CONFIG = 0x00009007
+    EV_ARM_DCE_SECONDARY = 0x00009008
+    EV_ARM_TZFW = 0x00009009
+    EV_ARM_SEPARATOR = 0x0000900A
+    EV_ARM_DLME_PUBKEY = 0x0000900B
+    EV_ARM_DLME_SVN = 0x0000900C
+    EV_ARM_NO_ACTION = 0x0000900D
 
     EV_EFI_VARIABLE_DRIVER_CONFIG = 0x80000001
     EV_EFI_VARIABLE_BOOT = 0x80000002
