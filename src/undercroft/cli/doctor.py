@@ -13,7 +13,7 @@ from rich.table import Table
 from undercroft import wiring
 from undercroft.cli import exit_status
 from undercroft.cli.guest import progress
-from undercroft.guests.host import Check, State, apt_line, survey
+from undercroft.guests.host import PYTHON_PURPOSE, Check, State, apt_line, survey
 
 app = typer.Typer()
 
@@ -31,6 +31,18 @@ def _json(checks: tuple[Check, ...], ready: bool) -> str:
     return json.dumps({"ready": ready, "apt": apt_line(checks), "checks": rows}, indent=1)
 
 
+def _shortened(checks: tuple[Check, ...]) -> list[Check]:
+    """Return the checks with all Python packages in one row, if nothing is wrong with them."""
+    ours = [c for c in checks if c.purpose == PYTHON_PURPOSE]
+    if any(c.state is not State.OK for c in ours):
+        return list(checks)
+    found = f"{len(ours)} as required"
+    summary = Check("Python packages", State.OK, found, "what undercroft is built on")
+    first = checks.index(ours[0]) if ours else len(checks)
+    rest = [c for c in checks if c not in ours]
+    return [*rest[:first], summary, *rest[first:]]
+
+
 @app.command("doctor")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -42,8 +54,12 @@ def doctor(
     if as_json:
         sys.stdout.write(_json(checks, ready) + "\n")
     else:
-        table = Table("", "what", "found", "for", box=None, pad_edge=False)
-        for check in checks:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("", "what"):
+            table.add_column(heading, no_wrap=True)
+        for heading in ("found", "for"):
+            table.add_column(heading)
+        for check in _shortened(checks):
             table.add_row(_MARKS[check.state], check.name, check.found, check.purpose)
         console = Console()
         console.print(table)

@@ -127,7 +127,10 @@ def build_command(
     if as_json:
         _print_json(_build_json(built))
         return
-    table = Table("package", "version", "from", "signed by", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("package", no_wrap=True)
+    for heading in ("version", "from", "signed by"):
+        table.add_column(heading)
     for package in built.packages:
         source = package.provenance
         origin = source.origin.partition(":")[0] + (f" ({source.note})" if source.note else "")
@@ -155,6 +158,14 @@ def _guest_json(guest: Guest) -> dict[str, JsonValue]:
     }
 
 
+def _wait_ready(guest: Guest, timeout: float) -> float:
+    try:
+        return guest.wait_ready(timeout)
+    except EnvironmentFault:
+        guest.stop()  # the logs stay
+        raise
+
+
 @app.command("run")
 def run_command(
     name: Name = "micro",
@@ -178,7 +189,7 @@ def run_command(
         built = build(refresh=Refresh.AUTO, with_adversaries=True, show=show)
         now = dt.datetime.now(dt.UTC)
         guest = start(built, wiring.home(), name, options, now=now, say=show.say)
-        seconds = guest.wait_ready(timeout) if wait else None
+        seconds = _wait_ready(guest, timeout) if wait else None
     if as_json:
         _print_json({**_guest_json(guest), "ready_s": seconds})
         return

@@ -25,6 +25,7 @@ from undercroft.guests.run import MAX_SOCKET_PATH
 from undercroft.packages.apt import DEBIAN_KEYRING
 
 PROBE_TIMEOUT_S = 10.0
+PYTHON_PURPOSE = "a Python package that we use"
 _SHM_WANTED = 1 << 30
 
 
@@ -122,9 +123,9 @@ def python_packages() -> Iterator[Check]:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Check(name, State.MISSING, "not installed", "a Python package that we use")
+            yield Check(name, State.MISSING, "not installed", PYTHON_PURPOSE)
         else:
-            yield Check(name, State.OK, version, "a Python package that we use")
+            yield Check(name, State.OK, version, PYTHON_PURPOSE)
 
 
 def kvm(home: Path) -> Check:

@@ -25,7 +25,7 @@ mount -t tmpfs tmp /tmp
 hostname micro
 ip link set lo up
 syslogd -O /tmp/messages
-klogd
+klogd -c 1  # the serial line is for the shell; the kernel log is in /tmp/messages
 crond -c /etc/crontabs
 httpd -p 127.0.0.1:80 -h /srv
 worker --patience 100000 &

@@ -87,11 +87,16 @@ def spawn(
     """
     pid_file.unlink(missing_ok=True)
     with log.open("ab") as output:
-        subprocess.run(
-            ["setsid", "--fork", "sh", "-c", _WRAPPER, str(pid_file), *command],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True,
-            env=None if environment is None else dict(environment),
-        )  # fmt: skip
+        try:
+            subprocess.run(
+                ["setsid", "--fork", "sh", "-c", _WRAPPER, str(pid_file), *command],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True,
+                env=None if environment is None else dict(environment),
+            )  # fmt: skip
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise EnvironmentFault(
+                f"{command[0]} did not start", got=error, remedy="apt-get install util-linux"
+            ) from error
     deadline = time.monotonic() + SPAWN_TIMEOUT_S
     while time.monotonic() < deadline:
         if pid_file.is_file() and (text := pid_file.read_text().strip()):

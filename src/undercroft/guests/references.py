@@ -18,6 +18,9 @@ from undercroft.reference.model import (
     merge,
 )
 
+ADVERSARIES = "/adversaries/"
+"""Files of the guest that are never good: the test adversaries, built in but not loaded."""
+
 _LOW_MEMORY_LIMIT_MB = 2816
 """q35: RAM beyond 0xb0000000 moves above 4 GiB (QEMU hw/i386/pc_q35.c, pc_q35_init)."""
 _LOW_MEMORY_SPLIT_MB = 2048
@@ -52,6 +55,7 @@ def derive_references(
                         ),
                     )
                     for path, file in build.files.items()
+                    if not path.startswith(ADVERSARIES)
                 },
                 kernels=(_kernel(build),),
             ),

@@ -117,6 +117,12 @@ class Guest:
             wait_gone(self.info.qemu, 3.0)
         _clear(self.info)
 
+    def remove(self) -> None:
+        """Remove the guest's folder with its vTPM state and logs.  Stop it first."""
+        if self.is_alive():
+            raise EnvironmentFault(f"the guest {self.info.name} still runs")
+        shutil.rmtree(self.info.folder, ignore_errors=True)
+
 
 def _clear(info: GuestInfo) -> None:
     """End every process of ``info`` and remove the sockets and the RAM file."""
