@@ -6,12 +6,13 @@ from the build and not from looking at a running guest.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import platform
 import re
-import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ META_PACKAGE = "linux-image-cloud-amd64"
 _IMAGE = re.compile(r"(linux-image-([a-z0-9.+-]+-cloud-amd64)) \(= ([^)]+)\)")
 _FIRMWARE = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd")
 _BUSYBOX = frozenset({"/bin/busybox", "/usr/bin/busybox"})
-_BUILDER_VERSION = "1"
+_BUILDER_VERSION = "2"
 """Raise when this module builds something else from the same inputs."""
 
 Say = Callable[[str], None]
@@ -105,6 +106,23 @@ def _write(path: Path, data: bytes, provenance: Provenance) -> BuiltFile:
     return BuiltFile(path, hashlib.sha256(data).hexdigest(), provenance)
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time build."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _point(link: Path, folder: Path) -> None:
+    """Let the symbolic link name ``folder``, its neighbour, from one moment to the next."""
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(folder.name)
+    new.replace(link)
+
+
 def build_micro(
     archive: Archive,
     home: Path,
@@ -112,53 +130,69 @@ def build_micro(
     adversaries: Path | None = None,
     say: Say = lambda _text: None,
 ) -> GuestBuild:
-    """Build the micro guest under ``home/builds/micro``, or return it if nothing changed.
+    """Build the micro guest under ``home/builds``, or return it if it is there already.
 
+    Each build has a folder of its own, named by what went in, which is never written again: a
+    guest that runs keeps what it was started from.  ``builds/micro`` names the latest.
     ``adversaries`` is the folder with the sources of the test modules; without it the guest has
-    none.  Equal inputs give equal bytes.  Raises EnvironmentFault, VerificationError, FormatError.
+    none.  Equal inputs (and, for the modules, an equal compiler) give equal bytes.
+
+    Raises EnvironmentFault, VerificationError, FormatError.
     """
     packages = _fetch(archive)
-    folder = home / "builds" / "micro"
     inputs = _inputs_digest(packages, adversaries)
-    if (folder / "build.json").is_file():
-        previous = load_build(folder)
-        if previous.inputs == inputs and previous.is_intact():
-            return previous
-    modules: dict[str, bytes] = {}
-    origin: dict[str, Provenance] = {}
-    if adversaries is not None:
-        modules = build_adversaries(archive, home, packages.release, adversaries, say=say)
-        origin = {
-            name: Provenance(Grade.BUILT, origin=f"tests/adversaries/{Path(name).stem}.c",
-                             note=f"test adversary, built for {packages.release}")
-            for name in modules
-        }  # fmt: skip
-    say("building the guest")
+    builds = home.absolute() / "builds"
+    folder = builds / f"micro-{inputs[:12]}"
+    with _locked(builds):
+        if folder.is_dir():
+            built = load_build(folder)
+            if not built.is_intact():
+                raise EnvironmentFault(
+                    "a built guest was changed afterwards",
+                    where=str(folder),
+                    remedy=f"remove {folder} and build again",
+                )
+        else:
+            modules: dict[str, bytes] = {}
+            if adversaries is not None:
+                modules = build_adversaries(archive, home, packages.release, adversaries, say=say)
+            say("building the guest")
+            with tempfile.TemporaryDirectory(dir=builds, prefix=".new-") as name:
+                new = Path(name, folder.name)
+                new.mkdir()
+                _build(packages, modules, inputs, new)
+                new.rename(folder)
+            built = load_build(folder)
+        _point(builds / "micro", folder)
+    return built
+
+
+def _build(packages: _Packages, modules: Mapping[str, bytes], inputs: str, folder: Path) -> None:
+    """Write every file of the build, and ``build.json``, into ``folder``."""
+    origin = {
+        name: Provenance(
+            Grade.BUILT,
+            origin=f"tests/adversaries/{Path(name).stem}.c",
+            note=f"test adversary, built for {packages.release}",
+        )
+        for name in modules
+    }
     initrd, files = _initramfs(packages, modules, origin)
     kernel_path = f"/boot/vmlinuz-{packages.release}"
     kernel = _contents(packages.image, lambda path: path == kernel_path)[kernel_path]
     firmware = _contents(packages.firmware, _FIRMWARE.__contains__)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".micro-"))
+    code, variables = (firmware[path] for path in _FIRMWARE)
+    firmware_from = packages.firmware.provenance
     built = GuestBuild(
         name="micro",
         inputs=inputs,
         kernel_release=packages.release,
-        kernel=_write(new / "vmlinuz", kernel, packages.image.provenance),
-        initrd=_write(new / "initrd", initrd, Provenance(Grade.BUILT, origin="micro guest")),
-        firmware_code=_write(
-            new / "OVMF_CODE_4M.fd", firmware[_FIRMWARE[0]], packages.firmware.provenance
-        ),
-        firmware_vars=_write(
-            new / "OVMF_VARS_4M.fd", firmware[_FIRMWARE[1]], packages.firmware.provenance
-        ),
+        kernel=_write(folder / "vmlinuz", kernel, packages.image.provenance),
+        initrd=_write(folder / "initrd", initrd, Provenance(Grade.BUILT, origin="micro guest")),
+        firmware_code=_write(folder / "OVMF_CODE_4M.fd", code, firmware_from),
+        firmware_vars=_write(folder / "OVMF_VARS_4M.fd", variables, firmware_from),
         command_line=micro.COMMAND_LINE,
         files=files,
-        packages=tuple(p for p in (packages.image, packages.busybox, packages.firmware)),
+        packages=(packages.image, packages.busybox, packages.firmware),
     )
-    save_build(built, new)
-    if folder.exists():
-        shutil.rmtree(folder)
-    new.chmod(0o755)
-    new.rename(folder)
-    return load_build(folder)
+    save_build(built, folder)

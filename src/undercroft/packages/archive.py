@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from undercroft.base import EnvironmentFault, UndercroftError, VerificationError
@@ -79,6 +81,14 @@ class Archive:
         self._say = say
         self._indexes: tuple[PackagesIndex, ...] | None = None
         self._refused: list[UndercroftError] = []
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Let one process at a time use the folder, as apt itself would insist on."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     # -- lists --------------------------------------------------------------------------------
 
@@ -159,7 +169,8 @@ class Archive:
         EnvironmentFault if apt could not fetch and nothing was there from before.
         """
         if self._indexes is None:
-            self._indexes = self._load()
+            with self._locked():
+                self._indexes = self._load()
             if not self._indexes:
                 raise EnvironmentFault(
                     "there are no package lists",
@@ -195,14 +206,16 @@ class Archive:
         folder = self.root / "packages"
         quoted = stanza.version.replace(":", "%3a")
         path = folder / f"{stanza.name}_{quoted}_{stanza.architecture}.deb"
-        try:
-            verify_package(path, stanza)
-        except (FileNotFoundError, VerificationError):
-            path.unlink(missing_ok=True)
-            self._say(f"fetching {stanza.name} {stanza.version}")
-            fetched = self._apt.download(stanza.name, stanza.version, stanza.architecture, folder)
-            path = fetched.replace(path)
-            verify_package(path, stanza)
+        with self._locked():
+            try:
+                verify_package(path, stanza)
+            except (FileNotFoundError, VerificationError):
+                path.unlink(missing_ok=True)
+                self._say(f"fetching {stanza.name} {stanza.version}")
+                self._apt.download(
+                    stanza.name, stanza.version, stanza.architecture, folder
+                ).replace(path)
+                verify_package(path, stanza)
         return VerifiedPackage(
             stanza.name,
             stanza.version,
