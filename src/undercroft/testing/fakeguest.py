@@ -120,6 +120,13 @@ class FakeGuest:
         self._next += PAGE_SIZE
         return paddr
 
+    def frames(self, count: int) -> int:
+        """Return the physical address of ``count`` new zeroed frames in a row."""
+        first = self.frame()
+        for _ in range(count - 1):
+            self.frame()
+        return first
+
     def entry(self, vaddr: int, shift: int, *, root: int | None = None) -> int:
         """Return the physical address of the entry for ``vaddr`` at level ``shift``.
 

@@ -9,7 +9,7 @@ from undercroft.securekernel.linux.live import MASK64, LiveKernel
 from undercroft.testing.fakeguest import PAGE_SIZE, FakeGuest
 
 LINK_BASE = 0xFFFFFFFF81000000
-HEAP = 0xFFFF888000000000
+DIRECT_MAP = 0xFFFF888000000000
 DATA_SIZE = 0x10000
 
 Layouts = Mapping[str, tuple[int, Mapping[str, int]]]
@@ -85,7 +85,8 @@ class FakeImage:
 class FakeKernel:
     """A guest with a kernel's data pages and a heap; makes structures and links them.
 
-    ``heap`` is the number of heap pages.  Symbols are given addresses one after the other.
+    ``heap`` is the number of heap pages; they are frames in a row, seen through the direct map.
+    Symbols are given addresses one after the other.
     """
 
     def __init__(
@@ -95,10 +96,11 @@ class FakeKernel:
         self.image = FakeImage(layouts)
         self.slide = slide
         self.guest.map(LINK_BASE + slide, DATA_SIZE)
-        self.guest.map(HEAP, heap * PAGE_SIZE)
+        first = self.guest.frames(heap)
+        self.guest.map(DIRECT_MAP + first, heap * PAGE_SIZE, paddr=first)
         self._next_symbol = LINK_BASE + 0x100
-        self._next_heap = HEAP + 0x40
-        self._end_heap = HEAP + heap * PAGE_SIZE
+        self._next_heap = DIRECT_MAP + first + 0x40
+        self._end_heap = DIRECT_MAP + first + heap * PAGE_SIZE
 
     def kernel(self) -> LiveKernel:
         """Return a new pass over this kernel."""

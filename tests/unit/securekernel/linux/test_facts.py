@@ -1,0 +1,127 @@
+"""How a fact settles: what every look saw counts, what one look saw does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from undercroft.base import FormatError, MemoryFault, Outcome
+from undercroft.securekernel.linux.facts import MAX_REPORTED, Anomaly, FactSpec, Look, Observer
+from undercroft.securekernel.linux.live import LiveKernel, StructureError
+from undercroft.testing.fakekernel import FakeKernel
+
+SPEC = FactSpec("kernel.thing", "all is well", "a thing is wrong", ("nothing is seen",), "vmlinuz")
+
+
+class Scene:
+    """Looks that the test scripts, and a record of pauses and waits."""
+
+    def __init__(self, *looks: Look | Exception) -> None:
+        self.looks = list(looks)
+        self.log: list[str] = []
+        self.observer = Observer(self.paused, self.sleep, (0.0, 0.1, 0.2))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.log.append("stop")
+        yield
+        self.log.append("cont")
+
+    def sleep(self, seconds: float) -> None:
+        self.log.append(f"wait {seconds}")
+
+    def look(self, _: LiveKernel) -> Look:
+        self.log.append("look")
+        result = self.looks.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+def wrong(*names: str) -> Look:
+    return Look({name: Anomaly({"name": name}) for name in names}, {"seen": len(names)})
+
+
+def kernel() -> LiveKernel:
+    return FakeKernel({}).kernel()
+
+
+def test_a_clean_look_is_enough_and_costs_no_pause() -> None:
+    scene = Scene(Look({}, {"seen": 3}))
+    finding = scene.observer.settle(SPEC, kernel(), scene.look)
+    assert finding.outcome is Outcome.PASS
+    assert finding.summary == "all is well"
+    assert finding.details == {"seen": 3, "limits": ["nothing is seen"]}
+    assert finding.source == "vmlinuz"
+    assert scene.log == ["look"]
+
+
+def test_what_one_look_saw_does_not_count() -> None:
+    scene = Scene(wrong("a"), Look())
+    assert scene.observer.settle(SPEC, kernel(), scene.look).outcome is Outcome.PASS
+    assert scene.log == ["look", "wait 0.1", "stop", "look", "cont"]
+
+
+def test_different_anomalies_in_each_look_are_not_fine() -> None:
+    """A hider that moves from look to look must not come out as a clean machine."""
+    scene = Scene(wrong("a", "b"), wrong("b", "c"), wrong("a", "c"))
+    finding = scene.observer.settle(SPEC, kernel(), scene.look)
+    assert finding.outcome is Outcome.UNKNOWN
+    assert "something else" in finding.summary
+
+
+def test_what_every_look_saw_counts() -> None:
+    scene = Scene(wrong("a", "b"), wrong("b"), wrong("b", "c"))
+    finding = scene.observer.settle(SPEC, kernel(), scene.look)
+    assert finding.outcome is Outcome.FAIL
+    assert finding.summary == "a thing is wrong"
+    assert finding.details["anomalies"] == [{"name": "b"}]
+    assert finding.details["count"] == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [StructureError("a cycle", 0x10), MemoryFault(0x20), FormatError("BTF", 0, "no struct")],
+)
+def test_what_cannot_be_walked_is_unknown(error: Exception) -> None:
+    scene = Scene(error, error, error)
+    finding = scene.observer.settle(SPEC, kernel(), scene.look)
+    assert finding.outcome is Outcome.UNKNOWN
+    assert "could not tell" in finding.summary
+
+
+def test_a_walk_that_fails_once_is_looked_at_again() -> None:
+    scene = Scene(MemoryFault(0x20), Look())
+    assert scene.observer.settle(SPEC, kernel(), scene.look).outcome is Outcome.PASS
+
+
+def test_a_walk_that_fails_does_not_hide_into_a_pass() -> None:
+    """A failed walk is no look at all: it neither clears nor confirms."""
+    scene = Scene(wrong("a"), MemoryFault(0x20), wrong("a"))
+    assert scene.observer.settle(SPEC, kernel(), scene.look).outcome is Outcome.FAIL
+    scene = Scene(wrong("a"), MemoryFault(0x20), MemoryFault(0x20))
+    assert scene.observer.settle(SPEC, kernel(), scene.look).outcome is Outcome.UNKNOWN
+
+
+def test_an_anomaly_that_is_not_certain_is_unknown() -> None:
+    doubt = Look({"a": Anomaly({"why": "unreadable"}, certain=False)})
+    scene = Scene(doubt, doubt, doubt)
+    assert scene.observer.settle(SPEC, kernel(), scene.look).outcome is Outcome.UNKNOWN
+
+
+def test_other_errors_are_bugs_and_escape() -> None:
+    scene = Scene(ValueError("ours"))
+    with pytest.raises(ValueError, match="ours"):
+        scene.observer.settle(SPEC, kernel(), scene.look)
+
+
+def test_a_long_list_is_cut_and_counted() -> None:
+    many = wrong(*(str(number) for number in range(MAX_REPORTED + 5)))
+    scene = Scene(many, many, many)
+    details = scene.observer.settle(SPEC, kernel(), scene.look).details
+    assert details["count"] == MAX_REPORTED + 5
+    anomalies = details["anomalies"]
+    assert isinstance(anomalies, list)
+    assert len(anomalies) == MAX_REPORTED
