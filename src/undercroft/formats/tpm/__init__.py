@@ -76,7 +76,12 @@ from undercroft.formats.tpm.public import (
     parse_public,
     parse_public_2b,
 )
-from undercroft.formats.tpm.quote import UnverifiedQuote, parse_quote
+from undercroft.formats.tpm.quote import (
+    UnverifiedQuote,
+    UnverifiedStatement,
+    parse_quote,
+    parse_statement,
+)
 from undercroft.formats.tpm.selection import (
     PcrSelection,
     PcrSelectionList,
@@ -133,6 +138,7 @@ __all__ = [
     "TpmSt",
     "UnverifiedQuote",
     "UnverifiedQuote12",
+    "UnverifiedStatement",
     "VersionInfo12",
     "banks_of",
     "parse_attest",
@@ -155,5 +161,6 @@ __all__ = [
     "parse_quote_info12",
     "parse_selection_list",
     "parse_signature",
+    "parse_statement",
     "parse_tools_credential",
 ]

@@ -1,4 +1,4 @@
-"""A quote as it arrives: parsed, and not yet believed."""
+"""A quote, or any other statement of a TPM, as it arrives: parsed, and not yet believed."""
 
 from __future__ import annotations
 
@@ -31,3 +31,19 @@ def parse_quote(
     return UnverifiedQuote(
         attest, parse_attest(attest), parse_signature(signature), tuple(claimed_pcrs)
     )
+
+
+class UnverifiedStatement(msgspec.Struct, frozen=True):
+    """A statement of a TPM other than a quote (TPM2_Certify and the like) and its signature.
+
+    ``attest_bytes`` are the bytes that were signed, and ``attest`` what they say.
+    """
+
+    attest_bytes: bytes
+    attest: Attest
+    signature: Signature
+
+
+def parse_statement(attest: bytes, signature: bytes) -> UnverifiedStatement:
+    """Parse a TPMS_ATTEST and a TPMT_SIGNATURE, each exactly.  Raises FormatError."""
+    return UnverifiedStatement(attest, parse_attest(attest), parse_signature(signature))
