@@ -21,6 +21,8 @@ from undercroft.formats.tpm import (
     Attested,
     CertifyInfo,
     ClockInfo,
+    CreationData,
+    CreationInfo,
     EccPublic,
     EccSignature,
     ObjectAttributes,
@@ -35,7 +37,9 @@ from undercroft.formats.tpm import (
     TpmEccCurve,
     TpmRh,
     UnverifiedQuote,
+    UnverifiedStatement,
     parse_quote,
+    parse_statement,
 )
 from undercroft.testing.keys import ecc_key, rsa_key
 from undercroft.verify.ak import AttestationKey, verify_ak
@@ -88,6 +92,11 @@ class SimulatedQuote:
     def unverified(self) -> UnverifiedQuote:
         """The quote, parsed."""
         return parse_quote(self.attest, self.signature, self.claimed_pcrs)
+
+    @property
+    def statement(self) -> UnverifiedStatement:
+        """The signed structure, parsed, where it is no quote."""
+        return parse_statement(self.attest, self.signature)
 
 
 class SimulatedAttester:
@@ -198,6 +207,14 @@ class SimulatedAttester:
     def certify(self, public: Public, parent: bytes, qualifying_data: bytes) -> SimulatedQuote:
         """TPM2_Certify of a loaded object whose parent's Qualified Name is ``parent``."""
         info = CertifyInfo(public.name, public.qualified_name(parent))
+        return self.signed(self.attest(info, qualifying_data), ())
+
+    def certify_creation(
+        self, public: Public, creation: CreationData, qualifying_data: bytes
+    ) -> SimulatedQuote:
+        """TPM2_CertifyCreation of an object that was created with ``creation``."""
+        hash_alg = public.name_alg or HashAlgorithm.SHA256
+        info = CreationInfo(public.name, hash_alg.hash(creation.encode()))
         return self.signed(self.attest(info, qualifying_data), ())
 
     def signed(self, attest: Attest, claimed_pcrs: tuple[PcrBank, ...]) -> SimulatedQuote:
