@@ -121,7 +121,8 @@ class ReferenceSet:
             if not 0 <= index < PCR_COUNT:
                 raise ValueError(f"PCR {index} is not one of 0..{PCR_COUNT - 1}")
         for attribute in ("events", "pcrs", "files"):
-            values = dict(sorted(getattr(self, attribute).items()))
+            # An empty group says no more than an absent one: equal sets look equal.
+            values = {k: v for k, v in sorted(getattr(self, attribute).items()) if v}
             object.__setattr__(self, attribute, MappingProxyType(values))
 
     @property
