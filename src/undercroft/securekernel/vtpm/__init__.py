@@ -8,14 +8,17 @@ It does not judge what it quotes, and it parses no key, attestation or signature
 """
 
 from undercroft.securekernel.vtpm.client import AttestationKey, Quote, VtpmClient
-from undercroft.securekernel.vtpm.keys import AK_POLICY, SECURE_KERNEL_LOCALITY, KeyType
+from undercroft.securekernel.vtpm.keys import AK_POLICY, SECURE_KERNEL_LOCALITY, EkType, KeyType
+from undercroft.securekernel.vtpm.launchlog import LaunchConfig
 from undercroft.securekernel.vtpm.rc import TpmError, VtpmUnavailable
 
 __all__ = [
     "AK_POLICY",
     "SECURE_KERNEL_LOCALITY",
     "AttestationKey",
+    "EkType",
     "KeyType",
+    "LaunchConfig",
     "Quote",
     "TpmError",
     "VtpmClient",

@@ -12,6 +12,7 @@ from pathlib import Path
 from undercroft.base import EnvironmentFault
 from undercroft.securekernel.vtpm import control
 from undercroft.securekernel.vtpm.interposer import Interposer, listen
+from undercroft.securekernel.vtpm.launchlog import MAX_MEASURED, LaunchConfig
 from undercroft.securekernel.vtpm.multiplexer import Multiplexer
 from undercroft.securekernel.vtpm.rc import VtpmUnavailable
 from undercroft.securekernel.vtpm.upstream import Upstream
@@ -33,6 +34,18 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--pidfile", type=Path, help="written when both sockets are open")
     parser.add_argument(
+        "--manifest",
+        type=Path,
+        help="launch: measure this file (see vtpm.manifest) into PCR 17 at every start",
+    )
+    parser.add_argument(
+        "--identity",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="launch: measure this file into PCR 18 (may be given several times)",
+    )
+    parser.add_argument(
         "--terminate",
         action="store_true",
         help="shut swtpm down and exit when the hypervisor disconnects",
@@ -46,6 +59,31 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _launch_config(manifest: Path | None, identities: list[str]) -> LaunchConfig | None:
+    """Read what is to be measured.  Raises EnvironmentFault."""
+    if manifest is None:
+        return None
+    named = []
+    for identity in identities:
+        name, _, file = identity.partition("=")
+        if not name or not file:
+            raise EnvironmentFault("not NAME=FILE", where="--identity", got=identity)
+        named.append((name, _read(Path(file))))
+    return LaunchConfig(_read(manifest), tuple(named))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as fault:
+        raise EnvironmentFault(f"cannot be read: {fault}", where=str(path)) from fault
+    if len(data) > MAX_MEASURED:
+        raise EnvironmentFault(
+            "too large to be measured", where=str(path), expected=MAX_MEASURED, got=len(data)
+        )
+    return data
+
+
 def _leave(*_: object) -> None:
     """Leave the main thread's wait; setting an Event from a signal handler could deadlock."""
     raise SystemExit(0)
@@ -56,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     upstream = Upstream(arguments.upstream, timeout=arguments.stall_seconds)
     try:
+        launch = _launch_config(arguments.manifest, arguments.identity)
         upstream.connect()
         guest = listen(arguments.listen)
         kernel = listen(arguments.control)
@@ -63,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vtpm: {fault}", file=sys.stderr)  # noqa: T201 - a program's own error message
         return 1
     interposer = Interposer(
-        Multiplexer(upstream), guest, kernel, until_guest_leaves=arguments.terminate
+        Multiplexer(upstream, launch), guest, kernel, until_guest_leaves=arguments.terminate
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)

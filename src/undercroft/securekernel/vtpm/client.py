@@ -19,10 +19,13 @@ from undercroft.securekernel.vtpm import commands, protocol
 from undercroft.securekernel.vtpm.commands import PcrSelection
 from undercroft.securekernel.vtpm.keys import (
     SECURE_KERNEL_LOCALITY,
+    EkType,
     KeyType,
     ak_template,
     ek_template,
 )
+from undercroft.securekernel.vtpm.launchlog import LaunchConfig
+from undercroft.securekernel.vtpm.protocol import Done
 from undercroft.securekernel.vtpm.rc import TpmError, VtpmUnavailable
 from undercroft.securekernel.vtpm.wire import (
     RH_ENDORSEMENT,
@@ -38,21 +41,32 @@ NV_CHUNK = 1024
 
 @dataclass(frozen=True, slots=True)
 class AttestationKey:
-    """The attestation key: TPMT_PUBLIC bytes and its Name (nameAlg and digest)."""
+    """The attestation key: TPMT_PUBLIC bytes, its Name (nameAlg and digest), its hierarchy.
+
+    ``hierarchy`` is "platform" for the key of the launch, "endorsement" for the one that stands
+    in where the launch could make none.
+    """
 
     key_type: KeyType
     public: bytes
     name: bytes
+    hierarchy: str
 
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A quote with the PCR values of the same slot: TPMS_ATTEST, TPMT_SIGNATURE, TPMT_PUBLIC."""
+    """A quote with the PCR values of the same slot: TPMS_ATTEST, TPMT_SIGNATURE, TPMT_PUBLIC.
+
+    ``launch`` and ``log_size`` say which launch held and how much of its log the quote covers;
+    see :meth:`VtpmClient.launch_log`.
+    """
 
     attest: bytes
     signature: bytes
     ak_public: bytes
     pcrs: tuple[PcrBank, ...]
+    launch: int
+    log_size: int
 
 
 class VtpmClient:
@@ -98,7 +112,7 @@ class VtpmClient:
     def _ask(self, kind: protocol.Kind, body: bytes) -> bytes:
         try:
             protocol.send(self._peer, kind, body)
-            message = protocol.receive(self._peer)
+            message = protocol.receive(self._peer, protocol.MAX_ANSWER)
         except OSError as fault:
             raise VtpmUnavailable(f"the multiplexer was lost: {fault}") from fault
         if message is None:
@@ -118,24 +132,47 @@ class VtpmClient:
             raise FormatError("vTPM status", 0, "not an object")
         return status
 
-    def batch(self, batch: Sequence[Command], *, locality: int = 0) -> list[bytes]:
+    def batch(self, batch: Sequence[Command], *, locality: int = 0) -> Done:
         """Run commands in one slot; return the responses, up to and with the first refusal."""
         body = protocol.encode_batch(locality, batch)[1:]
-        responses = protocol.parse_responses(self._ask(protocol.Kind.BATCH, body))
-        complete = len(responses) == len(batch)
-        if not responses or len(responses) > len(batch):
-            raise FormatError("vTPM batch responses", 0, "wrong number", got=len(responses))
-        if not complete and response_code(responses[-1]) == 0:
-            raise FormatError("vTPM batch responses", 0, "some are missing", got=len(responses))
-        return responses
+        done = protocol.parse_done(self._ask(protocol.Kind.BATCH, body))
+        count = len(done.responses)
+        if not 1 <= count <= len(batch):
+            raise FormatError("vTPM batch responses", 0, "wrong number", got=count)
+        if count < len(batch) and response_code(done.responses[-1]) == 0:
+            raise FormatError("vTPM batch responses", 0, "some are missing", got=count)
+        return done
 
-    def run(self, batch: Sequence[Command], *, locality: int = 0) -> list[bytes]:
+    def run(self, batch: Sequence[Command], *, locality: int = 0) -> tuple[bytes, ...]:
         """Run commands in one slot; raise TpmError if one of them is refused."""
-        responses = self.batch(batch, locality=locality)
+        responses = self.batch(batch, locality=locality).responses
         code = response_code(responses[-1])
         if code != 0:
             raise TpmError(f"TPM2_{batch[len(responses) - 1].code.name}", code)
         return responses
+
+    # --- the launch -----------------------------------------------------------------------------
+
+    def launch(self, config: LaunchConfig) -> None:
+        """Have the secure kernel measured at every start of the TPM, and now if it runs.
+
+        A launch now is marked "attach" in PCR 18: what the guest did before was not covered.
+        """
+        self._ask(protocol.Kind.LAUNCH, protocol.encode_launch(config))
+
+    def record(self, name: str, data: bytes) -> None:
+        """Extend PCR 19 with a record (at most 64 KiB) and append it to the launch's log."""
+        self._ask(protocol.Kind.RECORD, protocol.encode_named(name, data))
+
+    def launch_log(self, quote: Quote) -> bytes:
+        """Return the launch's crypto-agile event log, exactly as far as ``quote`` covers it.
+
+        Empty where there was no launch.  Raises VtpmUnavailable if the TPM was started again.
+        """
+        log = self._ask(protocol.Kind.LOG, quote.launch.to_bytes(4, "big"))
+        if len(log) < quote.log_size:
+            raise FormatError("vTPM log", 0, "cut short", expected=quote.log_size, got=len(log))
+        return log[: quote.log_size]
 
     # --- PCRs -------------------------------------------------------------------------------
 
@@ -158,13 +195,25 @@ class VtpmClient:
     # --- the attestation key --------------------------------------------------------------------
 
     def create_ak(self, key_type: KeyType = KeyType.ECC) -> AttestationKey:
-        """Make the attestation key (the same one every time) and keep its saved context."""
+        """Return the attestation key, the same one every time; its saved context is kept."""
+        keys = json.loads(self._ask(protocol.Kind.KEYS, b""))
+        if key_type.value not in keys:
+            return self._create_stand_in(key_type)
+        key = keys[key_type.value]
+        self._contexts[key_type] = bytes.fromhex(key["context"])
+        self._keys[key_type] = AttestationKey(
+            key_type, bytes.fromhex(key["public"]), bytes.fromhex(key["name"]), "platform"
+        )
+        return self._keys[key_type]
+
+    def _create_stand_in(self, key_type: KeyType) -> AttestationKey:
+        """Make a key in the endorsement hierarchy: the platform hierarchy is closed by now."""
         create = commands.create_primary(RH_ENDORSEMENT, ak_template(key_type))
         save = commands.context_save(HandleOf(0))
         created_bytes, saved_bytes = self.run([create, save])
         created = commands.parse_create_primary(create, created_bytes)
         self._contexts[key_type] = commands.parse_context_save(save, saved_bytes)
-        self._keys[key_type] = AttestationKey(key_type, created.public, created.name)
+        self._keys[key_type] = AttestationKey(key_type, created.public, created.name, "endorsement")
         return self._keys[key_type]
 
     def quote(
@@ -187,42 +236,49 @@ class VtpmClient:
             quote := commands.quote(HandleOf(0), Auth(session), qualifying_data, ordered),
             *reads.commands,
         ]
-        responses = self._with_ak(key_type, tail)
+        done = self._with_ak(key_type, tail)
+        responses = done.responses
         commands.parse_start_policy_session(start, responses[1])
         commands.empty(policy, responses[2])
         attest, signature = commands.parse_quote(quote, responses[3])
+        pcrs = reads.parse(responses[4:])
         key = self._keys[key_type]
-        return Quote(attest, signature, key.public, reads.parse(responses[4:]))
+        return Quote(attest, signature, key.public, pcrs, done.launch, done.log_size)
 
-    def _with_ak(self, key_type: KeyType, tail: Sequence[Command]) -> list[bytes]:
+    def _with_ak(self, key_type: KeyType, tail: Sequence[Command]) -> Done:
         """Run ``tail`` after the key is loaded, as command 0 of the batch.
 
-        A saved context does not survive a TPM reset; the key is then made again.
+        A saved context does not survive a TPM reset; the key is then asked for again.
         """
-        for fresh in (key_type not in self._contexts, True):
-            if fresh:
-                self.create_ak(key_type)
-            batch = [commands.context_load(self._contexts[key_type]), *tail]
-            responses = self.batch(batch, locality=SECURE_KERNEL_LOCALITY)
-            code = response_code(responses[-1])
-            if code == 0:
-                return responses
-            if len(responses) > 1 or fresh:
-                break
-        raise TpmError(f"TPM2_{batch[len(responses) - 1].code.name}", code)
+        known = key_type in self._contexts
+        if not known:
+            self.create_ak(key_type)
+        done = self._load_and_run(key_type, tail)
+        if known and len(done.responses) == 1:
+            self.create_ak(key_type)
+            done = self._load_and_run(key_type, tail)
+        code = response_code(done.responses[-1])
+        if code != 0:
+            failed = [commands.context_load(b""), *tail][len(done.responses) - 1]
+            raise TpmError(f"TPM2_{failed.code.name}", code)
+        return done
+
+    def _load_and_run(self, key_type: KeyType, tail: Sequence[Command]) -> Done:
+        batch = [commands.context_load(self._contexts[key_type]), *tail]
+        return self.batch(batch, locality=SECURE_KERNEL_LOCALITY)
 
     # --- the endorsement key ----------------------------------------------------------------------
 
-    def ek_public(self, key_type: KeyType = KeyType.ECC) -> bytes:
+    def ek_public(self, ek_type: EkType = EkType.RSA_2048) -> bytes:
         """Return the endorsement key's TPMT_PUBLIC bytes."""
-        create = commands.create_primary(RH_ENDORSEMENT, ek_template(key_type))
+        create = commands.create_primary(RH_ENDORSEMENT, ek_template(ek_type))
         return commands.parse_create_primary(create, self.run([create])[0]).public
 
-    def ek_certificate(self, key_type: KeyType = KeyType.ECC) -> bytes | None:
+    def ek_certificate(self, ek_type: EkType = EkType.RSA_2048) -> bytes | None:
         """Return the EK certificate (DER) from NV memory, or None if this TPM has none."""
-        index = key_type.ek_certificate_index
+        index = ek_type.certificate_index
         ask = commands.nv_read_public(index)
-        response = self.batch([ask])[0]
+        response = self.batch([ask]).responses[0]
         if response_code(response) == _HANDLE_1:
             return None
         size = commands.parse_nv_read_public(ask, response)
@@ -234,24 +290,29 @@ class VtpmClient:
         return b"".join(map(_parse_nv_read, parts, responses))
 
     def activate_credential(
-        self, blob: bytes, secret: bytes, *, key_type: KeyType = KeyType.ECC
+        self,
+        blob: bytes,
+        secret: bytes,
+        *,
+        key_type: KeyType = KeyType.ECC,
+        ek_type: EkType = EkType.RSA_2048,
     ) -> bytes:
-        """Open a credential made for our attestation key and this TPM's EK of the same type.
+        """Open a credential made for our attestation key and an EK of this TPM.
 
         ``blob`` is TPMS_ID_OBJECT bytes, ``secret`` the encrypted seed (both without their size).
         """
-        ek, session = HandleOf(1), HandleOf(2)
-        tail = [
-            commands.create_primary(RH_ENDORSEMENT, ek_template(key_type)),
-            commands.start_policy_session(),
-            policy := commands.policy_secret(RH_ENDORSEMENT, session),
-            activate := commands.activate_credential(
-                HandleOf(0), Auth(), ek, Auth(session), blob, secret
-            ),
-        ]
-        responses = self._with_ak(key_type, tail)
-        commands.parse_policy_secret(policy, responses[3])
-        return commands.parse_activate_credential(activate, responses[4])
+        ak, ek, session = HandleOf(0), HandleOf(1), HandleOf(2)
+        tail = [commands.create_primary(RH_ENDORSEMENT, ek_template(ek_type))]
+        ek_auth = Auth()
+        if not ek_type.with_auth:
+            ek_auth = Auth(session)
+            tail += [
+                commands.start_policy_session(),
+                commands.policy_secret(RH_ENDORSEMENT, session),
+            ]
+        activate = commands.activate_credential(ak, Auth(), ek, ek_auth, blob, secret)
+        responses = self._with_ak(key_type, [*tail, activate]).responses
+        return commands.parse_activate_credential(activate, responses[-1])
 
 
 _HANDLE_1 = 0x18B

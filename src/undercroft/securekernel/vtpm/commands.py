@@ -26,6 +26,7 @@ from undercroft.securekernel.vtpm.wire import (
 
 ALG_NULL = 0x0010
 CAP_HANDLES = 1
+CAP_PCRS = 5
 SE_POLICY = 0x01
 PCRS_PER_READ = 8
 """TPM2_PCR_Read returns one TPML_DIGEST, which holds at most eight digests (part 2, 10.9.7)."""
@@ -191,16 +192,6 @@ def policy_secret(entity: Handle, session: Handle) -> Command:
     )
 
 
-def parse_policy_secret(command: Command, response: bytes) -> None:
-    """Check the response; with no expiration the ticket is the null ticket."""
-    _, reader = parse_response(command, response)
-    reader.sized(2, "timeout", limit=8)
-    reader.u16("policyTicket.tag")
-    reader.u32("policyTicket.hierarchy")
-    reader.sized(2, "policyTicket.digest", limit=64)
-    reader.finish()
-
-
 def activate_credential(
     key: Handle, key_auth: Auth, ek: Handle, ek_auth: Auth, blob: bytes, secret: bytes
 ) -> Command:
@@ -274,6 +265,27 @@ def parse_get_handles(command: Command, response: bytes) -> list[int]:
     handles = [reader.u32("handle") for _ in range(count)]
     reader.finish()
     return handles
+
+
+def get_pcr_banks() -> Command:
+    """TPM2_GetCapability of TPM_CAP_PCRS: which PCRs of which banks are allocated."""
+    return build(CommandCode.GET_CAPABILITY, parameters=struct.pack(">III", CAP_PCRS, 0, 1))
+
+
+def parse_get_pcr_banks(command: Command, response: bytes) -> list[int]:
+    """Return the TPM_ALG_ID of every bank that has at least one PCR."""
+    _, reader = parse_response(command, response)
+    reader.u8("moreData")
+    capability = reader.u32("capability")
+    if capability != CAP_PCRS:
+        raise reader.fail("another capability", expected=CAP_PCRS, got=capability)
+    banks = []
+    for _ in range(_count(reader, reader.u32("count"), "count", 16)):
+        alg_id = reader.u16("hash")
+        if any(reader.sized(1, "pcrSelect", limit=4)):
+            banks.append(alg_id)
+    reader.finish()
+    return banks
 
 
 def nv_read_public(index: int) -> Command:

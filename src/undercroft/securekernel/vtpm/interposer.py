@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from undercroft.base import EnvironmentFault, FormatError
+from undercroft.formats.reader import BoundedReader
 from undercroft.securekernel.vtpm import control, protocol
 from undercroft.securekernel.vtpm.arbiter import Busy
 from undercroft.securekernel.vtpm.batch import StateLost
 from undercroft.securekernel.vtpm.control import Control, Request
+from undercroft.securekernel.vtpm.launchlog import MAX_MEASURED
 from undercroft.securekernel.vtpm.multiplexer import Multiplexer
-from undercroft.securekernel.vtpm.rc import VtpmUnavailable
 from undercroft.securekernel.vtpm.wire import HEADER, MAX_SIZE
 
 MAX_CLIENTS = 4
@@ -118,7 +119,7 @@ class Interposer:
 
     def _serve_guests(self) -> None:
         while (peer := self._accept(self.guest_server)) is not None:
-            self.multiplexer.counters.guest_connections += 1
+            self.multiplexer.hypervisor_connected()
             _Hypervisor(self, peer).serve()
             self.multiplexer.note("the hypervisor disconnected")
             if self.until_guest_leaves:
@@ -149,19 +150,41 @@ class Interposer:
             self._drop(peer)
 
     def _answer(self, kind: int, body: bytes) -> tuple[int, bytes]:
+        request = BoundedReader(body, "vTPM request", order="big")
         try:
-            if kind == protocol.Kind.STATUS and not body:
-                return protocol.Reply.OK, json.dumps(self.multiplexer.status()).encode()
-            if kind == protocol.Kind.BATCH:
-                responses = self.multiplexer.run_batch(protocol.parse_batch(body))
-                return protocol.Reply.OK, protocol.encode_responses(responses)
-        except (VtpmUnavailable, StateLost) as fault:
-            return protocol.Reply.UNAVAILABLE, str(fault).encode()
-        except Busy as fault:
-            return protocol.Reply.BUSY, str(fault).encode()
+            return protocol.Reply.OK, self._perform(kind, request)
         except FormatError as fault:
             return protocol.Reply.MALFORMED, str(fault).encode()
-        return protocol.Reply.MALFORMED, b"unknown request"
+        except Busy as fault:
+            return protocol.Reply.BUSY, str(fault).encode()
+        except (EnvironmentFault, StateLost) as fault:
+            return protocol.Reply.UNAVAILABLE, str(fault).encode()
+
+    def _perform(self, kind: int, body: BoundedReader) -> bytes:
+        multiplexer = self.multiplexer
+        match kind:
+            case protocol.Kind.BATCH:
+                return protocol.encode_done(multiplexer.run_batch(protocol.parse_batch(body.data)))
+            case protocol.Kind.STATUS:
+                body.finish()
+                return json.dumps(multiplexer.status()).encode()
+            case protocol.Kind.KEYS:
+                body.finish()
+                return json.dumps(multiplexer.keys()).encode()
+            case protocol.Kind.RECORD:
+                name, data = protocol.parse_named(body, MAX_MEASURED)
+                body.finish()
+                multiplexer.record(name, data)
+                return b""
+            case protocol.Kind.LOG:
+                number = body.u32("launch")
+                body.finish()
+                return multiplexer.log(number)
+            case protocol.Kind.LAUNCH:
+                multiplexer.launch(protocol.parse_launch(body))
+                return b""
+            case _:
+                raise body.fail("unknown request", got=kind)
 
 
 @dataclass(slots=True)

@@ -1,7 +1,8 @@
 """Templates (TPMT_PUBLIC) and policies of the keys that the secure kernel uses.
 
-The attestation key is a primary key in the endorsement hierarchy: it comes back, the same, from
-its template for as long as the endorsement primary seed lives.  Its authPolicy is
+The attestation key is a primary key in the platform hierarchy (or, where the multiplexer could not
+make it there before the firmware closed that hierarchy, in the endorsement hierarchy): it comes
+back, the same, from its template for as long as the primary seed lives.  Its authPolicy is
 TPM2_PolicyLocality(locality 2) and userWithAuth is clear, so that no one at locality 0, where the
 guest is held, can sign with it; a verifier reads both from the public area.  adminWithPolicy is
 clear: TPM2_ActivateCredential (ADMIN role) takes the empty password, which reveals nothing but
@@ -22,10 +23,11 @@ SECURE_KERNEL_LOCALITY = 2
 _SHA256 = HashAlgorithm.SHA256.alg_id
 _ALG_RSA, _ALG_AES, _ALG_NULL = 0x0001, 0x0006, 0x0010
 _ALG_RSASSA, _ALG_ECDSA, _ALG_ECC, _ALG_CFB = 0x0014, 0x0018, 0x0023, 0x0043
-_ECC_NIST_P256 = 0x0003
+_ECC_NIST_P256, _ECC_NIST_P384 = 0x0003, 0x0004
+_SHA384 = HashAlgorithm.SHA384.alg_id
 
 # TPMA_OBJECT, part 2, 8.3
-_FIXED_TPM, _FIXED_PARENT, _SENSITIVE_DATA_ORIGIN = 1 << 1, 1 << 4, 1 << 5
+_FIXED_TPM, _FIXED_PARENT, _SENSITIVE_DATA_ORIGIN, _USER_WITH_AUTH = 1 << 1, 1 << 4, 1 << 5, 1 << 6
 _ADMIN_WITH_POLICY, _NO_DA = 1 << 7, 1 << 10
 _RESTRICTED, _DECRYPT, _SIGN = 1 << 16, 1 << 17, 1 << 18
 
@@ -41,16 +43,39 @@ _EK_ATTRIBUTES = (
 # PolicySecret(TPM_RH_ENDORSEMENT): TCG EK Credential Profile 2.4, B.6.2, "PolicyA".
 _EK_POLICY = bytes.fromhex("837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa")
 
+# PolicyB: PolicyA or the policy in NV index 0x01C07F02, SHA-384 (EK profile, B.6.4).
+_EK_POLICY_B_SHA384 = bytes.fromhex(
+    "b26e7d28d11a50bc53d882bcf5fd3a1a074148bb35d3b4e4"
+    "cb1c0ad9bde419cacb47ba09699646150f9fc000f3f80e12"
+)
+
 
 class KeyType(enum.Enum):
-    """Kinds of attestation key, and the NV index of the EK certificate (EK profile, 2.2.1.4)."""
+    """Kinds of attestation key: ECDSA P-256 or RSASSA 2048, both with SHA-256."""
 
-    ECC = ("ecc", 0x01C0_000A)
-    RSA = ("rsa", 0x01C0_0002)
+    ECC = "ecc"
+    RSA = "rsa"
 
-    def __init__(self, label: str, ek_certificate_index: int) -> None:
-        self.label = label
-        self.ek_certificate_index = ek_certificate_index
+
+class EkType(enum.Enum):
+    """Kinds of endorsement key: a label and the NV index of the certificate (EK profile, 2.2.1).
+
+    ``L-1`` and ``L-2`` are the low-range templates, ``H-3`` the high-range P-384 template; swtpm
+    provisions RSA_2048 and ECC_P384.
+    """
+
+    RSA_2048 = ("L-1", 0x01C0_0002)
+    ECC_P256 = ("L-2", 0x01C0_000A)
+    ECC_P384 = ("H-3", 0x01C0_0016)
+
+    def __init__(self, template: str, certificate_index: int) -> None:
+        self.template = template
+        self.certificate_index = certificate_index
+
+    @property
+    def with_auth(self) -> bool:
+        """Whether the empty authValue authorizes its use (userWithAuth), else PolicySecret."""
+        return self is EkType.ECC_P384
 
 
 def policy_locality_digest(locality: int) -> bytes:
@@ -83,10 +108,16 @@ def ak_template(key_type: KeyType) -> bytes:
     return _public(_ALG_RSA, AK_ATTRIBUTES, AK_POLICY, parameters)
 
 
-def ek_template(key_type: KeyType) -> bytes:
-    """Return the low-range template: L-1 (RSA 2048) or L-2 (ECC P-256), EK profile B.3."""
+def ek_template(ek_type: EkType) -> bytes:
+    """Return the template of the EK profile, B.3 and B.4."""
+    if ek_type is EkType.ECC_P384:
+        # swtpm provisions this EK with a unique field of 48 zero bytes.
+        aes_256_cfb = struct.pack(">HHH", _ALG_AES, 256, _ALG_CFB)
+        parameters = aes_256_cfb + struct.pack(">HHH", _ALG_NULL, _ECC_NIST_P384, _ALG_NULL)
+        head = struct.pack(">HHI", _ALG_ECC, _SHA384, _EK_ATTRIBUTES | _USER_WITH_AUTH)
+        return head + _sized(_EK_POLICY_B_SHA384) + parameters + _sized(bytes(48)) * 2
     aes_128_cfb = struct.pack(">HHH", _ALG_AES, 128, _ALG_CFB)
-    if key_type is KeyType.ECC:
+    if ek_type is EkType.ECC_P256:
         parameters = aes_128_cfb + struct.pack(">HHH", _ALG_NULL, _ECC_NIST_P256, _ALG_NULL)
         return _public(_ALG_ECC, _EK_ATTRIBUTES, _EK_POLICY, parameters + _sized(bytes(32)) * 2)
     parameters = aes_128_cfb + struct.pack(">HHI", _ALG_NULL, 2048, 0)

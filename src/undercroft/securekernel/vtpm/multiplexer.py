@@ -5,19 +5,30 @@ No sockets here but swtpm's own (:class:`Upstream`); ``interposer`` listens and 
 
 from __future__ import annotations
 
+import enum
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from undercroft.base import JsonValue
-from undercroft.securekernel.vtpm import control, rc
+from undercroft.base import EnvironmentFault, FormatError, JsonValue
+from undercroft.securekernel.vtpm import commands, control, rc
 from undercroft.securekernel.vtpm.arbiter import Arbiter, Busy, Cancelled, Side
 from undercroft.securekernel.vtpm.batch import BatchRunner, StateLost
 from undercroft.securekernel.vtpm.control import Control, Request
-from undercroft.securekernel.vtpm.protocol import Batch
+from undercroft.securekernel.vtpm.launch import Launcher
+from undercroft.securekernel.vtpm.launchlog import LaunchConfig
+from undercroft.securekernel.vtpm.protocol import Batch, Done
 from undercroft.securekernel.vtpm.rc import VtpmUnavailable
 from undercroft.securekernel.vtpm.upstream import Upstream
-from undercroft.securekernel.vtpm.wire import HEADER, MAX_SIZE, CommandCode, error_response
+from undercroft.securekernel.vtpm.wire import (
+    HEADER,
+    MAX_SIZE,
+    CommandCode,
+    error_response,
+    response_code,
+)
 
 _GUEST_TAGS = frozenset({0x8001, 0x8002, 0x00C1, 0x00C2, 0x00C3})
 """TPM 2.0 commands, and TPM 1.2 ones, with which QEMU probes the version.
@@ -40,6 +51,11 @@ _KEEPS_ORDERLY = frozenset(
 )
 """Commands after which a TPM2_Shutdown still holds."""
 
+_STARTUP_SIZE = 12
+_RC_STARTUP_TYPE = 0x1C4
+"""TPM_RC_VALUE for parameter 1: Startup(STATE) where no state was saved."""
+_SU_STATE = b"\0\1"
+
 _LAST_SESSION = 63
 """Index of the last of MAX_ACTIVE_SESSIONS (64) session handles."""
 
@@ -61,10 +77,25 @@ class Counters:
     upstream_losses: int = 0
 
 
+class Startup(enum.Enum):
+    """Whose TPM2_Startup counts.
+
+    We start the TPM ourselves at _TPM_Init, so that the launch comes before anything the guest
+    does; the guest's own Startup is then answered here.  After TPM2_Shutdown(STATE) the guest
+    may want its state back, so its Startup goes to the TPM and the launch follows in that slot.
+    """
+
+    OURS = "answered by us"
+    TO_TPM = "passed to the TPM"
+    DONE = "done"
+
+
 @dataclass(slots=True)
 class _GuestState:
     locality: int = 0
     running: bool = False
+    powered_on: bool = False
+    startup: Startup = Startup.DONE
     orderly: bytes | None = None
     events: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=64))
 
@@ -72,8 +103,9 @@ class _GuestState:
 class Multiplexer:
     """Arbitrates one swtpm.  Every method may be called from any thread."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, launch: LaunchConfig | None = None) -> None:
         self.upstream = upstream
+        self.launcher = Launcher(upstream, launch)
         self.arbiter = Arbiter()
         self.counters = Counters()
         self._runner = BatchRunner(upstream.execute)
@@ -90,6 +122,8 @@ class Multiplexer:
         code = HEADER.unpack_from(command)[2]
         try:
             with self.arbiter.slot(Side.GUEST):
+                if self._guest.startup is Startup.OURS and command[0] == 0x80:
+                    return error_response(self._before_startup(code, command))
                 response = self.upstream.execute(command, 0)
                 return self._watch(code, command, response)
         except Cancelled:
@@ -115,15 +149,29 @@ class Multiplexer:
             return rc.RC_LOCALITY
         return None
 
+    def _before_startup(self, code: int, command: bytes) -> int:
+        """Return the TPM_RC of a command that comes before or is the guest's TPM2_Startup."""
+        tag, size, _ = HEADER.unpack_from(command)
+        if len(command) != size:
+            return rc.RC_COMMAND_SIZE
+        if code != CommandCode.STARTUP:
+            return rc.RC_INITIALIZE
+        if tag != 0x8001 or size != _STARTUP_SIZE:
+            return rc.RC_COMMAND_SIZE
+        if command[10:] != b"\0\0":
+            return _RC_STARTUP_TYPE
+        self._guest.startup = Startup.DONE
+        return rc.RC_SUCCESS
+
     def _watch(self, code: int, command: bytes, response: bytes) -> bytes:
         """Note what a guest command changes for us; return the response for the guest."""
         if code in _KEEPS_ORDERLY:
             return response
         succeeded = response[6:10] == b"\0\0\0\0"
-        if code == CommandCode.SHUTDOWN and succeeded:
-            self._guest.orderly = command
-        elif self._guest.orderly is not None:
-            self._guest.orderly = None
+        self._guest.orderly = command if code == CommandCode.SHUTDOWN and succeeded else None
+        if code == CommandCode.STARTUP and succeeded:
+            self._guest.startup = Startup.DONE
+            self._launch("resume" if command[10:12] == _SU_STATE else "reset")
         if code == CommandCode.START_AUTH_SESSION and succeeded:
             return self._keep_one_session_free(response)
         return response
@@ -136,22 +184,23 @@ class Multiplexer:
         handle = response[HEADER.size : HEADER.size + 4]
         if handle[3] != _LAST_SESSION or handle[1:3] != b"\0\0":
             return response
-        self.upstream.execute(_flush(handle), 0)
+        flush = commands.flush_context(int.from_bytes(handle, "big"))
+        self.upstream.execute(flush.data, 0)
         self.counters.refused_commands += 1
         return error_response(rc.RC_SESSION_HANDLES)
 
-    # --- the secure kernel's batches ------------------------------------------------------
+    # --- the secure kernel --------------------------------------------------------------------
 
-    def run_batch(self, batch: Batch) -> list[bytes]:
-        """Run a batch in one slot.  Raises VtpmUnavailable, Busy, FormatError or StateLost."""
+    @contextmanager
+    def _our_slot(self) -> Iterator[None]:
         with self.arbiter.slot(Side.SECURE_KERNEL, timeout=SECURE_KERNEL_WAIT):
-            self.counters.batches += 1
             try:
-                responses = self._runner.run(batch)
+                if not self.upstream.fault and not self._guest.running:
+                    raise VtpmUnavailable("the guest's TPM is not running")
+                yield
                 if self._guest.orderly is not None:
                     # The guest has shut its TPM down; what we did since has ended that.
                     self.upstream.execute(self._guest.orderly, 0)
-                return responses
             except StateLost as fault:
                 self.note(str(fault))
                 raise
@@ -159,7 +208,56 @@ class Multiplexer:
                 self._lost(fault)
                 raise
 
-    # --- control requests of the hypervisor -----------------------------------------------
+    def run_batch(self, batch: Batch) -> Done:
+        """Run a batch in one slot.  Raises VtpmUnavailable, Busy, FormatError or StateLost."""
+        with self._our_slot():
+            self.counters.batches += 1
+            responses = tuple(self._runner.run(batch))
+            return Done(self.launcher.number, self.launcher.log_size, responses)
+
+    def record(self, name: str, data: bytes) -> None:
+        """Extend PCR 19 with a record.  Raises EnvironmentFault (VtpmUnavailable, Busy)."""
+        with self._our_slot():
+            self.launcher.record(name, data)
+
+    def launch(self, config: LaunchConfig) -> None:
+        """Launch with this configuration at every start from now on, and at once if the TPM runs.
+
+        Raises EnvironmentFault (VtpmUnavailable, Busy) where the TPM refuses.
+        """
+        if not self._guest.running:
+            self.launcher.config = config
+            return
+        with self._our_slot():
+            self.launcher.config = config
+            self.launcher.perform("attach")
+
+    def log(self, launch: int) -> bytes:
+        """Return the log of the launch of this number; EnvironmentFault if another one holds."""
+        if launch != self.launcher.number:
+            raise EnvironmentFault(
+                "the TPM was started again", expected=launch, got=self.launcher.number
+            )
+        return self.launcher.log()
+
+    def keys(self) -> dict[str, JsonValue]:
+        """Return the attestation keys that the launch made, by type."""
+        return {
+            key_type.value: {
+                "public": key.public.hex(),
+                "name": key.name.hex(),
+                "context": key.context.hex(),
+            }
+            for key_type, key in self.launcher.keys.items()
+        }
+
+    # --- the hypervisor's control requests ----------------------------------------------------
+
+    def hypervisor_connected(self) -> None:
+        """Note that a hypervisor has connected: what follows is a power-on."""
+        self.counters.guest_connections += 1
+        self._guest.powered_on = False
+        self._guest.locality = 0
 
     def control_request(self, request: Request) -> bytes:
         """Answer one control request (all but SET_DATAFD, which the interposer answers)."""
@@ -189,7 +287,10 @@ class Multiplexer:
                 return self._exclusively(control.request(number, bytes(4)))
             case Control.INIT:
                 return self._init(request)
-            case Control.STOP | Control.SHUTDOWN:
+            case Control.STOP:
+                return self._stop()
+            case Control.SHUTDOWN:
+                self._guest.powered_on = False
                 return self._stop()
             case _:
                 return self._exclusively(request.data)
@@ -227,11 +328,42 @@ class Multiplexer:
             if self.upstream.fault:
                 self.upstream.connect()
                 self.note("connected to swtpm again")
+            self.launcher.forget()
             reply = self.upstream.control(request.data)
             self.counters.inits += 1
-            self._guest.orderly = None
             self._guest.running = control.result_code(reply) == control.TPM_SUCCESS
+            if self._guest.running:
+                self._start()
             return reply
+
+    def _start(self) -> None:
+        """Start the TPM before the guest does, or leave that to a guest that has state saved."""
+        guest = self._guest
+        saved = guest.orderly is not None and guest.orderly[10:12] == _SU_STATE
+        reason = "reset" if guest.powered_on else "power-on"
+        guest.orderly, guest.powered_on = None, True
+        guest.startup = Startup.TO_TPM
+        if saved:
+            return
+        code = response_code(self.upstream.execute(commands.startup(state=False).data, 0))
+        if code == rc.RC_SUCCESS:
+            guest.startup = Startup.OURS
+            self._launch(reason)
+        elif code == rc.RC_INITIALIZE:  # its volatile state was loaded: a snapshot or migration
+            guest.startup = Startup.DONE
+            self._launch("restore")
+        else:
+            self.note(f"TPM2_Startup: {rc.rc_name(code)}")
+
+    def _launch(self, reason: str) -> None:
+        """Launch; a TPM that refuses is noted, and is the guest's TPM all the same."""
+        try:
+            self.launcher.perform(reason)
+        except VtpmUnavailable:
+            raise
+        except (EnvironmentFault, FormatError) as fault:
+            self.launcher.forget()
+            self.note(f"the launch failed: {fault}")
 
     def _stop(self) -> bytes:
         """STOP, and SHUTDOWN too: swtpm would exit, and a hypervisor that comes back would find
@@ -239,6 +371,7 @@ class Multiplexer:
         with self.arbiter.slot(Side.GUEST):
             reply = self.upstream.control(control.request(Control.STOP))
             self._guest.running = False
+            self.launcher.forget()
             return reply
 
     # --- what happened --------------------------------------------------------------------
@@ -261,11 +394,11 @@ class Multiplexer:
             "running": self._guest.running,
             "fault": self.upstream.fault,
             "guest_locality": self._guest.locality,
+            "startup": self._guest.startup.value,
             "evictions": self._runner.evictions,
+            "launch": self.launcher.number,
+            "launch_reason": self.launcher.reason,
+            "log_size": self.launcher.log_size,
             **{name: getattr(counters, name) for name in Counters.__slots__},
             "events": [[when, what] for when, what in self._guest.events],
         }
-
-
-def _flush(handle: bytes) -> bytes:
-    return HEADER.pack(0x8001, 14, CommandCode.FLUSH_CONTEXT) + handle

@@ -7,11 +7,16 @@ kind   name    body
 ====== ======= ==========================================================================
 1      BATCH   u8 locality, u8 count, then for each command: u32 size, bytes,
                u8 patches, for each u16 offset and u8 index (see wire.Command)
-2      STATUS  nothing
+2      STATUS  nothing; the answer is JSON
+3      KEYS    nothing; the answer is JSON: for each key type public, name, context (hex)
+4      RECORD  u16 size, name, u32 size, data: extend PCR 19 and the log; no answer
+5      LOG     u32 number of the launch; the answer is the log
+6      LAUNCH  u32 size, manifest, u8 count, for each u16 size, name, u32 size, data; no answer
 ====== ======= ==========================================================================
 
-Responses: 0 OK (a batch: u8 count, for each u32 size and response; a status: JSON), 1 UNAVAILABLE
-(swtpm cannot be reached), 2 BUSY, 3 MALFORMED; the last three carry a text.
+Responses: 0 OK (a batch: u32 number of the launch, u32 size of its log, u8 count, for each u32 size
+and response), 1 UNAVAILABLE (swtpm cannot be reached, or the TPM refused), 2 BUSY, 3 MALFORMED; the
+last three carry a text.
 
 The commands of one batch run in one slot: no guest command comes in between.  The batch ends at
 the first command that the TPM refuses; its response is the last one returned.
@@ -27,10 +32,13 @@ from dataclasses import dataclass
 
 from undercroft.base import FormatError
 from undercroft.formats.reader import BoundedReader
+from undercroft.securekernel.vtpm.launchlog import MAX_MEASURED, LaunchConfig
 from undercroft.securekernel.vtpm.wire import HEADER, MAX_SIZE, Command
 
 MAX_COMMANDS = 32
-MAX_MESSAGE = MAX_COMMANDS * (MAX_SIZE + 64)
+MAX_MESSAGE = 1024 * 1024
+MAX_ANSWER = 64 * 1024 * 1024
+"""Largest message to the multiplexer and largest answer (a log), in bytes."""
 _SIZE = struct.Struct(">I")
 
 
@@ -39,6 +47,10 @@ class Kind(enum.IntEnum):
 
     BATCH = 1
     STATUS = 2
+    KEYS = 3
+    RECORD = 4
+    LOG = 5
+    LAUNCH = 6
 
 
 class Reply(enum.IntEnum):
@@ -104,21 +116,63 @@ def _parse_command(reader: BoundedReader, number: int) -> RawCommand:
     return RawCommand(data, tuple(patches))
 
 
-def encode_responses(responses: Sequence[bytes]) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A batch's responses, and which launch held, with a log of which size, while it ran."""
+
+    launch: int
+    log_size: int
+    responses: tuple[bytes, ...]
+
+
+def encode_done(done: Done) -> bytes:
     """Return the OK body of a batch."""
-    out = bytearray([len(responses)])
+    responses = done.responses
+    out = bytearray(struct.pack(">IIB", done.launch, done.log_size, len(responses)))
     for response in responses:
         out += _SIZE.pack(len(response)) + response
     return bytes(out)
 
 
-def parse_responses(body: bytes) -> list[bytes]:
+def parse_done(body: bytes) -> Done:
     """Parse the OK body of a batch.  Raises FormatError."""
     reader = BoundedReader(body, "vTPM batch responses", order="big")
+    launch, log_size = reader.u32("launch"), reader.u32("logSize")
     count = reader.u8("count")
-    responses = [reader.sized(4, "response", limit=MAX_SIZE) for _ in range(count)]
+    responses = tuple(reader.sized(4, "response", limit=MAX_SIZE) for _ in range(count))
     reader.finish()
-    return responses
+    return Done(launch, log_size, responses)
+
+
+def encode_named(name: str, data: bytes) -> bytes:
+    """Return a name and bytes, as RECORD and LAUNCH carry them."""
+    encoded = name.encode()
+    return struct.pack(">H", len(encoded)) + encoded + _SIZE.pack(len(data)) + data
+
+
+def parse_named(reader: BoundedReader, limit: int) -> tuple[str, bytes]:
+    """Read a name and bytes.  A name is 1 to 64 printable ASCII characters."""
+    encoded = reader.sized(2, "name", limit=64)
+    name = encoded.decode("ascii", "replace")
+    if not name or not name.isascii() or not name.isprintable():
+        raise reader.fail("not a name", got=encoded.hex())
+    return name, reader.sized(4, "data", limit=limit)
+
+
+def encode_launch(config: LaunchConfig) -> bytes:
+    """Return the body of a LAUNCH request."""
+    out = _SIZE.pack(len(config.manifest)) + config.manifest
+    out += bytes([len(config.identities)])
+    return out + b"".join(encode_named(*identity) for identity in config.identities)
+
+
+def parse_launch(reader: BoundedReader) -> LaunchConfig:
+    """Parse the body of a LAUNCH request.  Raises FormatError."""
+    manifest = reader.sized(4, "manifest", limit=MAX_MEASURED)
+    count = reader.u8("count")
+    identities = tuple(parse_named(reader, MAX_MEASURED) for _ in range(count))
+    reader.finish()
+    return LaunchConfig(manifest, identities)
 
 
 def send(peer: socket.socket, kind: int, body: bytes) -> None:
@@ -126,7 +180,7 @@ def send(peer: socket.socket, kind: int, body: bytes) -> None:
     peer.sendall(_SIZE.pack(1 + len(body)) + bytes([kind]) + body)
 
 
-def receive(peer: socket.socket) -> tuple[int, bytes] | None:
+def receive(peer: socket.socket, limit: int = MAX_MESSAGE) -> tuple[int, bytes] | None:
     """Receive one message as (kind, body); None at the end of the stream.
 
     Raises FormatError for a size that is zero or too large or a message that is cut short.
@@ -135,20 +189,20 @@ def receive(peer: socket.socket) -> tuple[int, bytes] | None:
     if head is None:
         return None
     (size,) = _SIZE.unpack(head)
-    if not 1 <= size <= MAX_MESSAGE:
-        raise FormatError("vTPM message", 0, "size", expected=f"1..{MAX_MESSAGE}", got=size)
+    if not 1 <= size <= limit:
+        raise FormatError("vTPM message", 0, "size", expected=f"1..{limit}", got=size)
     message = _exactly(peer, size, may_end=False)
     assert message is not None
     return message[0], message[1:]
 
 
 def _exactly(peer: socket.socket, size: int, *, may_end: bool) -> bytes | None:
-    data = b""
+    data = bytearray()
     while len(data) < size:
-        chunk = peer.recv(min(65536, size - len(data)))
+        chunk = peer.recv(min(1 << 20, size - len(data)))
         if not chunk:
             if may_end and not data:
                 return None
             raise FormatError("vTPM message", len(data), "cut short", expected=size, got=len(data))
         data += chunk
-    return data
+    return bytes(data)

@@ -18,6 +18,7 @@ from undercroft.securekernel.vtpm.multiplexer import Multiplexer
 from undercroft.securekernel.vtpm.upstream import Upstream
 from undercroft.securekernel.vtpm.wire import HEADER
 
+STARTUP_CLEAR = bytes.fromhex("8001 0000000c 00000144 0000")
 OK = HEADER.pack(0x8001, 10, 0)
 
 
@@ -28,13 +29,15 @@ def reply(body: bytes = b"", rc: int = 0) -> bytes:
 class FakeSwtpm:
     """``answer(locality, command)`` gives the response, or None to say nothing at all.
 
-    ``raw`` replaces the framed response by any bytes.  What came in is in ``commands`` (locality,
-    command) and ``controls`` (whole requests).
+    ``start_answers`` go before it, by command code: what the multiplexer itself asks at a start
+    (no key can be made).  ``raw`` replaces the framed response by any bytes.  What came in is in
+    ``commands`` (locality, command) and ``controls`` (whole requests).
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.answer: Callable[[int, bytes], bytes | None] = lambda *_: OK
+        self.start_answers = {0x144: OK, 0x131: reply(rc=0x9A2)}
         self.raw: Callable[[bytes], bytes] | None = None
         self.control_answer: Callable[[bytes], bytes | None] = self.default_control
         self.capabilities = 0xFFFF
@@ -74,8 +77,10 @@ class FakeSwtpm:
         with contextlib.suppress(OSError):
             while message := peer.recv(9 + 4096):
                 _, locality, _ = struct.unpack_from(">IBI", message)
-                self.commands.append((locality, message[9:]))
-                answer = self.answer(locality, message[9:])
+                command = message[9:]
+                self.commands.append((locality, command))
+                scripted = self.start_answers.get(int.from_bytes(command[6:10], "big"))
+                answer = scripted if scripted is not None else self.answer(locality, command)
                 if answer is None:
                     continue
                 framed = struct.pack(">I", len(answer)) + answer + bytes(4)
@@ -144,8 +149,14 @@ class Rig:
         self._qemus.append(qemu)
         if started:
             assert qemu.pass_data_fd() == bytes(4)
-            assert qemu.ask(Control.INIT, bytes(4)) == bytes(4)
+            self.start(qemu)
         return qemu
+
+    def start(self, qemu: FakeQemu) -> None:
+        """Power on or reset, and what firmware does first; then forget what went by."""
+        assert qemu.ask(Control.INIT, bytes(4)) == bytes(4)
+        assert qemu.command(STARTUP_CLEAR) == OK
+        self.swtpm.commands.clear()
 
     def close(self) -> None:
         for qemu in self._qemus:
