@@ -5,3 +5,5 @@ The folders are the pipeline in order: ``formats`` parse, ``verify`` decides wha
 pure.  ``securekernel`` watches a guest from outside; ``guests`` and ``packages`` build and
 describe one; ``cli`` is what a person types.
 """
+
+__version__ = "0.1.0"

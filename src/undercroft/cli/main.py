@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from undercroft.base import UndercroftError
-from undercroft.cli import exit_status
+from undercroft.cli import doctor, evidence, exit_status, guest, inspect, verify
 
 app = typer.Typer(
     name="undercroft",
@@ -15,6 +15,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("doctor")(doctor.doctor)
+app.add_typer(guest.app, name="guest")
+app.command("attach")(inspect.attach)
+app.command("inspect")(inspect.inspect)
+app.add_typer(evidence.app, name="evidence")
+app.command("verify")(verify.verify)
 
 
 @app.callback()

@@ -1,0 +1,82 @@
+"""``undercroft evidence``: collect what a verdict rests on."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from undercroft import wiring
+from undercroft.base import EnvironmentFault
+from undercroft.cli import render
+from undercroft.cli.inspect import Kernel, Target
+from undercroft.cli.verify import appraisal_json
+from undercroft.policy import Policy
+from undercroft.securekernel.inspect import SecureKernel
+from undercroft.service.casefile import Case, read_policy, save_case, save_result
+from undercroft.service.collect import collect
+from undercroft.service.ownguest import connect_vtpm, enrol_guest, guest_references
+from undercroft.service.verifier import ResultSigner, appraise_case, new_challenge
+
+app = typer.Typer(help="Collect evidence.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _group() -> None:
+    """Collect evidence."""
+
+
+@app.command("collect")
+def collect_command(
+    target: Target,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder to write; made if need be.")
+    ],
+    kernel: Kernel = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="A policy file; without it the shipped direct-boot.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Challenge a guest, collect its evidence, appraise it, and save it all in one folder.
+
+    Enrols the guest's attestation key, derives reference values from the packages that the guest
+    was built from, and signs a result. `undercroft verify` reproduces the verdict offline.
+    """
+    rules = read_policy(policy) if policy else wiring.shipped_policy("direct-boot")
+    case = _collect(target, kernel, rules)
+    appraisal = appraise_case(case, int(time.time()))
+    signer = ResultSigner.load(wiring.home() / "verifier")
+    save_case(output, case)
+    save_result(output, signer.sign(appraisal), signer.public)
+    if as_json:
+        document = {"folder": str(output), **appraisal_json(appraisal)}
+        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+    else:
+        console = render.console()
+        console.print(render.appraisal_view(appraisal, title=target))
+        console.print(f"saved in {output}; `undercroft verify {output}` appraises it again")
+    raise typer.Exit(appraisal.exit_status)
+
+
+def _collect(target: str, kernel: Path | None, policy: Policy) -> Case:
+    opened = wiring.open_target(target, kernel)
+    info = opened.info
+    if info is None:
+        raise EnvironmentFault(
+            "only a guest that we started has a TPM that can quote from outside",
+            where=target,
+            remedy="undercroft guest run",
+        )
+    references = guest_references(info, wiring.home())
+    with connect_vtpm(info) as client:
+        trust = enrol_guest(client, info, wiring.home(), dt.datetime.now(dt.UTC))
+        secure_kernel = SecureKernel(opened.guest, opened.image)
+        challenge = new_challenge(policy, int(time.time()))
+        evidence = collect(secure_kernel, client, challenge)
+    return Case(evidence, challenge, trust, references, policy)

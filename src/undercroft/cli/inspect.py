@@ -1,0 +1,111 @@
+"""``undercroft inspect`` and ``undercroft attach``: look at a guest from outside."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from undercroft import wiring
+from undercroft.base import Finding, Outcome, worst
+from undercroft.cli import exit_status, render
+from undercroft.securekernel.inspect import SecureKernel
+
+Target = Annotated[str, typer.Argument(help="qemu:NAME or qemu:PID")]
+Kernel = Annotated[
+    Path | None, typer.Option(help="The vmlinuz or .deb that the guest is meant to run.")
+]
+
+_STATUS = {
+    Outcome.PASS: exit_status.AFFIRMED,
+    Outcome.FAIL: exit_status.CONTRAINDICATED,
+    Outcome.UNKNOWN: exit_status.NOT_ENOUGH,
+}
+
+
+def inspect(
+    target: Target,
+    kernel: Kernel = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Look at a running guest once and say what was examined and what is wrong.
+
+    Nothing is quoted and no policy is applied: these are the secure kernel's facts.
+    """
+    opened = wiring.open_target(target, kernel)
+    record = SecureKernel(opened.guest, opened.image).record()
+    if as_json:
+        document = {
+            "guest": record.guest,
+            "kernel": {
+                "release": record.kernel_release,
+                "build_id": record.kernel_build_id.hex(),
+            },
+            "t0_ns": record.t0,
+            "t1_ns": record.t1,
+            "channels": list(record.channels),
+            "facts": [fact.as_json() for fact in record.facts],
+        }
+        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+    else:
+        console = render.console()
+        title = (
+            f"{record.guest}: Linux {record.kernel_release}, seen by {', '.join(record.channels)}"
+        )
+        console.print(render.findings_table(record.facts, title=title))
+        for place in render.mismatches(record.facts):
+            console.print(render.mismatch_view(place))
+    raise typer.Exit(_STATUS[worst(fact.outcome for fact in record.facts)])
+
+
+def attach(
+    target: Target,
+    kernel: Kernel = None,
+    interval: Annotated[
+        float, typer.Option(min=0.01, help="Seconds between two looks at the kernel's text.")
+    ] = 0.1,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Stop after this long; 0: until the guest ends.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Stay beside a running guest and say what changes, as it changes.
+
+    Ends with the guest, after --seconds, or at Ctrl-C; the exit status is that of the last look.
+    """
+    opened = wiring.open_target(target, kernel)
+    watched = SecureKernel(opened.guest, opened.image)
+    console = render.console()
+    seen: dict[str, tuple[Outcome, str]] = {}
+    end = time.monotonic() + seconds if seconds else None
+    try:
+        while end is None or time.monotonic() < end:
+            _say_changes(watched.facts(), seen, console if not as_json else None)
+            opened.guest.check_alive()
+            time.sleep(interval)
+    except KeyboardInterrupt:
+        pass
+    raise typer.Exit(_STATUS[worst(outcome for outcome, _ in seen.values())])
+
+
+def _say_changes(
+    facts: list[Finding], seen: dict[str, tuple[Outcome, str]], console: Console | None
+) -> None:
+    """Print the facts whose outcome or summary is new, and remember them in ``seen``."""
+    changed = [fact for fact in facts if seen.get(fact.id) != (fact.outcome, fact.summary)]
+    seen.update({fact.id: (fact.outcome, fact.summary) for fact in changed})
+    if not changed:
+        return
+    if console is None:
+        for fact in changed:
+            sys.stdout.write(json.dumps({"time": time.time(), **fact.as_json()}) + "\n")
+        sys.stdout.flush()
+        return
+    console.print(render.findings_table(changed, title=time.strftime("%H:%M:%S")))
+    for place in render.mismatches(changed):
+        console.print(render.mismatch_view(place))

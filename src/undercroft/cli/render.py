@@ -1,0 +1,111 @@
+"""How findings, verdicts and code are shown to a person."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from undercroft.appraise.model import Appraisal, Judgement
+from undercroft.base import Finding, JsonValue, Outcome
+from undercroft.formats.ear import Tier
+
+MARK = {
+    Outcome.PASS: Text("pass", style="green"),
+    Outcome.FAIL: Text("FAIL", style="bold red"),
+    Outcome.UNKNOWN: Text("????", style="bold yellow"),
+}
+VERDICT_STYLE = {
+    Tier.AFFIRMING: "bold green",
+    Tier.WARNING: "bold yellow",
+    Tier.NONE: "bold yellow",
+    Tier.CONTRAINDICATED: "bold red",
+}
+VERDICT_WORDS = {
+    Tier.AFFIRMING: "AFFIRMING: it runs what it should",
+    Tier.WARNING: "WARNING: something is not as it should be",
+    Tier.NONE: "NONE: there is not enough to tell",
+    Tier.CONTRAINDICATED: "CONTRAINDICATED: it does not run what it should",
+}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console that neither highlights nor reads markup in what a guest may have said."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def findings_table(findings: Iterable[Finding], *, title: str = "") -> Table:
+    """Return a table: outcome, what was checked, what was found, where the reference came from."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, expand=True)
+    table.add_column("", width=4)
+    table.add_column("checked", no_wrap=True)
+    table.add_column("found", ratio=3)
+    table.add_column("reference", ratio=2, style="dim")
+    for finding in findings:
+        table.add_row(MARK[finding.outcome], finding.id, finding.summary, finding.source)
+    return table
+
+
+def verdict_line(appraisal: Appraisal) -> Text:
+    """Return the verdict as one line."""
+    tier = appraisal.verdict
+    return Text(VERDICT_WORDS[tier], style=VERDICT_STYLE[tier])
+
+
+def appraisal_view(appraisal: Appraisal, *, title: str = "") -> RenderableType:
+    """Return the whole appraisal: every finding, what keeps it from affirming, the verdict."""
+    parts: list[RenderableType] = [findings_table(appraisal.findings, title=title), Text()]
+    unmet = appraisal.unmet()
+    if unmet:
+        parts += [_reasons(unmet), Text()]
+    parts.append(verdict_line(appraisal))
+    return Group(*parts)
+
+
+def _reasons(unmet: Sequence[Judgement]) -> Table:
+    table = Table(box=None, pad_edge=False, title="because", title_justify="left")
+    table.add_column("", style="bold")
+    table.add_column("")
+    for judgement in unmet:
+        label = judgement.tier.label if judgement.tier else ""
+        table.add_row(label, f"{judgement.finding.id}: {judgement.finding.summary}")
+    return table
+
+
+def mismatch_view(mismatch: Mapping[str, JsonValue]) -> RenderableType:
+    """Return one place in the kernel's text that no rule explains, code before and after."""
+    code = Table(box=None, pad_edge=False, expand=True)
+    code.add_column("the package says", ratio=1, style="green")
+    code.add_column("the guest has", ratio=1, style="red")
+    before, after = _lines(mismatch.get("expected_code")), _lines(mismatch.get("found_code"))
+    for index in range(max(len(before), len(after))):
+        code.add_row(
+            before[index] if index < len(before) else "", after[index] if index < len(after) else ""
+        )
+    about = f"{mismatch.get('address')}  {mismatch.get('symbol')}  in {mismatch.get('owner')}"
+    rule = f"rule: {mismatch.get('reason')}"
+    return Panel(
+        Group(Text(about, style="bold"), Text(textwrap.shorten(rule, 200)), Text(), code),
+        title="unexplained code",
+        title_align="left",
+        border_style="red",
+    )
+
+
+def _lines(value: JsonValue) -> list[str]:
+    return [str(line) for line in value] if isinstance(value, list | tuple) else []
+
+
+def mismatches(findings: Iterable[Finding]) -> list[Mapping[str, JsonValue]]:
+    """Return the mismatches with code that ``findings`` carry."""
+    listed = (finding.details.get("mismatches") for finding in findings)
+    return [
+        one
+        for places in listed
+        for one in (places if isinstance(places, list | tuple) else ())
+        if isinstance(one, Mapping) and "found_code" in one
+    ]

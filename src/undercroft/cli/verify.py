@@ -1,0 +1,74 @@
+"""``undercroft verify``: appraise a saved case again, offline."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from undercroft.appraise.model import Appraisal
+from undercroft.base import EnvironmentFault, JsonValue
+from undercroft.cli import render
+from undercroft.service.casefile import load_case
+from undercroft.service.verifier import appraise_case, appraised_at
+
+RECORDED, NOW = "recorded", "now"
+
+
+def verify(
+    case: Annotated[Path, typer.Argument(help="A folder that `evidence collect` wrote.")],
+    trust: Annotated[
+        Path | None, typer.Option(help="Whom to trust, instead of the folder's trust.json.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option(help="Reference values, instead of the folder's.")
+    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="A policy, instead of the folder's.")] = None,
+    at: Annotated[
+        str,
+        typer.Option(
+            help="As of when: 'recorded' (when it was appraised first), 'now', or Unix seconds."
+        ),
+    ] = RECORDED,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Appraise a saved case again, from its bytes alone.
+
+    Evidence that is not authentic gives exit status 5 and no verdict.
+    """
+    loaded = load_case(case, trust=trust, references=references, policy=policy)
+    appraisal = appraise_case(loaded, _time(at, case))
+    if as_json:
+        sys.stdout.write(json.dumps(appraisal_json(appraisal), indent=1) + "\n")
+    else:
+        render.console().print(render.appraisal_view(appraisal, title=f"{case}"))
+    raise typer.Exit(appraisal.exit_status)
+
+
+def _time(at: str, case: Path) -> int:
+    if at == RECORDED:
+        return appraised_at(case)
+    if at == NOW:
+        return int(time.time())
+    if not at.isdecimal():
+        raise EnvironmentFault("not a time", where="--at", expected="Unix seconds", got=at)
+    return int(at)
+
+
+def appraisal_json(appraisal: Appraisal) -> dict[str, JsonValue]:
+    """Return an appraisal as a JSON object."""
+    return {
+        "guest": appraisal.guest,
+        "verdict": appraisal.verdict.label,
+        "policy": appraisal.policy_id,
+        "references": appraisal.references,
+        "nonce": str(appraisal.nonce),
+        "appraised_at": appraisal.appraised_at,
+        "expires_at": appraisal.expires_at,
+        "trust_vector": {claim.value: value for claim, value in appraisal.trust_vector.items()},
+        "findings": [judgement.as_json() for judgement in appraisal.judgements],
+    }

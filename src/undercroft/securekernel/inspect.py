@@ -1,0 +1,87 @@
+"""The secure kernel beside one guest: every fact, put together, and the raw logs.
+
+Facts that could not be collected are UNKNOWN, never absent: a guest that keeps us from looking
+must not look better than one that lets us.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from undercroft.base import Finding, FormatError, MemoryFault
+from undercroft.formats.evidence.record import VERSION, SecureKernelRecord
+from undercroft.formats.kernel import KernelImage
+from undercroft.securekernel.guest import Guest
+from undercroft.securekernel.linux import tasks
+from undercroft.securekernel.linux.facts import Observer
+from undercroft.securekernel.linux.ima import read_ima_list
+from undercroft.securekernel.linux.live import LiveKernel, StructureError
+from undercroft.securekernel.linux.tcglog import read_event_log
+from undercroft.securekernel.linux.text import KernelTextProof
+
+
+class SecureKernel:
+    """Looks at one guest, again and again.  ``image`` is the kernel that it is meant to run."""
+
+    def __init__(self, guest: Guest, image: KernelImage) -> None:
+        self.guest = guest
+        self.image = image
+        self.proof = self._attach()
+
+    def _attach(self) -> KernelTextProof:
+        guest = self.guest
+        return KernelTextProof.attach(guest.memory, guest.vcpus(), self.image, paused=guest.paused)
+
+    def facts(self) -> list[Finding]:
+        """Return every fact, as of now.  Raises GuestGone if the guest ended."""
+        if self.proof.kernel is None:  # it may have been booting: look for it again
+            self.proof = self._attach()
+        findings = self.proof.sweep()
+        if (live := self._live()) is not None:
+            observer = Observer(self.guest.paused)
+            findings += [fact(live, observer) for fact in _FACTS]
+        self.guest.check_alive()
+        return findings
+
+    def record(self) -> SecureKernelRecord:
+        """Return one report about the guest: every fact, and the interval that it speaks of."""
+        t0 = time.time_ns()
+        facts = tuple(self.facts())
+        return SecureKernelRecord(
+            version=VERSION,
+            guest=self.guest.name,
+            kernel_release=self.image.release,
+            kernel_build_id=bytes.fromhex(self.image.build_id),
+            t0=t0,
+            t1=time.time_ns(),
+            channels=("poll", *self.guest.channels),
+            facts=facts,
+        )
+
+    def event_log(self) -> bytes | None:
+        """Return the TCG event log from the guest's memory, or None if it cannot be read."""
+        return self._read(read_event_log)
+
+    def ima_list(self) -> bytes | None:
+        """Return the IMA list from the guest's memory, or None if it cannot be read."""
+        return self._read(read_ima_list)
+
+    def _read(self, reader: Callable[[LiveKernel], bytes]) -> bytes | None:
+        live = self._live()
+        try:
+            return reader(live) if live is not None else None
+        except (StructureError, MemoryFault, FormatError):
+            return None
+
+    def _live(self) -> LiveKernel | None:
+        kernel = self.proof.kernel
+        if kernel is None:
+            return None
+        return LiveKernel(
+            self.guest.memory, self.image, slide=kernel.slide, cr3=kernel.cr3, la57=kernel.la57
+        )
+
+
+_FACTS: tuple[Callable[[LiveKernel, Observer], Finding], ...] = (tasks.crossview,)
+"""What is looked at besides the kernel's code."""

@@ -1,0 +1,119 @@
+"""The verifier's use cases: challenge, appraise, sign, and do it again offline."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+import undercroft
+from undercroft.appraise.ear import ear_claims, sign_ear, verify_ear
+from undercroft.appraise.model import Appraisal
+from undercroft.appraise.pipeline import appraise, verify_evidence
+from undercroft.base import EnvironmentFault, FormatError, HashAlgorithm, Nonce
+from undercroft.formats.ear import VerifierId
+from undercroft.formats.evidence import Challenge
+from undercroft.policy import Policy
+from undercroft.service.casefile import Case, load_result
+
+NONCE_SIZE = 32
+IMA_PCR = 10
+
+
+def new_challenge(policy: Policy, now: int) -> Challenge:
+    """Return a fresh challenge for the PCRs and banks that ``policy`` asks for, and PCR 10."""
+    pcrs = tuple(sorted({*policy.boot.pcrs, IMA_PCR}))
+    banks = policy.quote.banks or (HashAlgorithm.SHA256,)
+    return Challenge(Nonce(secrets.token_bytes(NONCE_SIZE)), dict.fromkeys(banks, pcrs), now)
+
+
+def appraise_case(case: Case, now: int) -> Appraisal:
+    """Verify and appraise a case as of ``now`` (Unix s).
+
+    Raises FormatError or VerificationError for evidence that is not authentic.
+    """
+    verified = verify_evidence(case.evidence, case.trust, case.challenge)
+    return appraise(verified, case.references, case.policy, now)
+
+
+def appraised_at(folder: Path) -> int:
+    """Return when a saved case was appraised, as its signed result says.
+
+    Raises EnvironmentFault if there is no result, FormatError or VerificationError if it was not
+    signed by the key beside it.
+    """
+    saved = load_result(folder)
+    if saved is None:
+        raise EnvironmentFault(
+            "this case has no result that says when it was appraised",
+            where=str(folder),
+            remedy="say as of when to appraise it: --at SECONDS, or --at now",
+        )
+    token, key = saved
+    try:
+        return verify_ear(token, key, _issued_at(token)).issued_at
+    except ValueError as error:
+        raise FormatError("verifier.pem", 0, str(error)) from error
+
+
+def _issued_at(token: str) -> int:
+    """Return the time a token claims for itself: what it is checked against is its signature."""
+    import jwt  # only here: an unverified look, so that an old result can be checked as of then
+
+    try:
+        claims = jwt.decode(token, options={"verify_signature": False})
+    except jwt.InvalidTokenError as error:
+        raise FormatError("EAR JWT", 0, str(error)) from error
+    issued = claims.get("iat")
+    if not isinstance(issued, int):
+        raise FormatError("EAR JWT", 0, "no time of issue", expected="iat")
+    return issued
+
+
+@dataclass(frozen=True, slots=True)
+class ResultSigner:
+    """The verifier's identity: an ES256 key that signs attestation results."""
+
+    key: ec.EllipticCurvePrivateKey
+
+    @classmethod
+    def load(cls, folder: Path) -> ResultSigner:
+        """Return the verifier's key in ``folder``, made at first use (mode 0600)."""
+        path = folder / "result-key.pem"
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(pem)
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise FormatError(path.name, 0, "not an elliptic-curve key", got=type(key).__name__)
+        return cls(key)
+
+    @property
+    def public(self) -> ec.EllipticCurvePublicKey:
+        """The key that relying parties verify results with."""
+        return self.key.public_key()
+
+    def key_id(self) -> str:
+        """Return the first 16 hex digits of the SHA-256 of the public key."""
+        der = self.public.public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        digest = hashes.Hash(hashes.SHA256())
+        digest.update(der)
+        return digest.finalize().hex()[:16]
+
+    def sign(self, appraisal: Appraisal) -> str:
+        """Return ``appraisal`` as a signed EAR."""
+        verifier = VerifierId(build=f"undercroft {undercroft.__version__}", developer="undercroft")
+        return sign_ear(ear_claims(appraisal, verifier), self.key, self.key_id())
