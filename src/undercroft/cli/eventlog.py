@@ -13,7 +13,12 @@ from undercroft.base import EnvironmentFault, JsonValue
 from undercroft.cli.exit_status import USAGE
 from undercroft.formats.eventlog import MAX_LOG_SIZE, EventLog, LogFormat, parse_eventlog
 from undercroft.formats.eventlog.asjson import event_json
-from undercroft.formats.eventlog.words import CHECK_WORDS, describe, register_name
+from undercroft.formats.eventlog.words import (
+    CHECK_WORDS,
+    describe,
+    register_name,
+    shortened,
+)
 from undercroft.verify.eventlog import ReplayedPcrs, replay_eventlog
 from undercroft.verify.eventlog_diff import Change, diff_eventlogs
 
@@ -92,7 +97,7 @@ def diff(
         return
     out = []
     for change in found.changes:
-        out += [change.words, *[f"    {line}" for line in change.details]]
+        out += [change.words, *[f"    {line}" for line in shortened(change.details)]]
     same = ", ".join(map(str, found.same)) or "none"
     out.append(f"{len(found.changes)} changes; PCRs measured alike: {same}")
     sys.stdout.write("\n".join(out) + "\n")

@@ -68,11 +68,12 @@ class _Image:
 
 @dataclass(frozen=True, slots=True)
 class _Boot:
-    """All that the checks look at."""
+    """All that the checks look at; ``unvouched`` are PCRs of images that the quote lacks."""
 
     policy: Policy
     images: tuple[_Image, ...]
     odd_images: tuple[int, ...]
+    unvouched: tuple[int, ...]
     events: tuple[Event, ...]
 
 
@@ -106,7 +107,8 @@ def _boot(replayed: ReplayedLog, policy: Policy) -> _Boot:
             images.append(_Image(event, _claimed_path(event)))
         elif event.check is not DigestCheck.MATCHES:
             odd.append(event.index)
-    return _Boot(policy, tuple(images), tuple(odd), replayed.vouched)
+    unvouched = tuple(sorted(registers - replayed.explained))
+    return _Boot(policy, tuple(images), tuple(odd), unvouched, replayed.vouched)
 
 
 def _claimed_path(event: Event) -> str:
@@ -271,11 +273,18 @@ def _drivers(boot: _Boot) -> Finding:
     return _explained("drivers", boot, [i for i in boot.images if i.event.type != _APPLICATION])
 
 
+def _no_images(boot: _Boot) -> str:
+    pcrs = ", ".join(map(str, boot.unvouched))
+    return f"the quote vouches for no image: PCR {pcrs} is not among its PCRs"
+
+
 def _explained(check: str, boot: _Boot, images: Iterable[_Image]) -> Finding:
     enabled = boot.policy.flag("SecureBoot")
     if enabled == 0:
         why = "Secure Boot was disabled: nothing verified what was loaded"
         return _finding(check, Outcome.FAIL, why)
+    if boot.unvouched:
+        return _finding(check, Outcome.UNKNOWN, _no_images(boot))
     reasons = [(image, _explain(boot, image)) for image in images]
     explained = [{**i.details, "claimed_verified_by": why} for i, why in reasons if why]
     unexplained = [i.details for i, why in reasons if not why]
@@ -301,6 +310,8 @@ def _revoked(boot: _Boot) -> Finding:
     if images or authorities:
         why = "dbx revokes something that was used in this boot"
         return _finding("revoked", Outcome.FAIL, why, images=images, authorities=authorities)
+    if boot.unvouched:
+        return _finding("revoked", Outcome.UNKNOWN, _no_images(boot))
     kinds = {kind for kind, _ in policy.entries("dbx") if kind in _HASH_TYPES}
     unseen = [
         str(_HASH_TYPES[kind])

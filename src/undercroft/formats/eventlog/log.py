@@ -136,6 +136,8 @@ def parse_eventlog(data: bytes) -> EventLog:
         raise FormatError(
             _NAME, MAX_LOG_SIZE, "the log is too large", expected=MAX_LOG_SIZE, got=len(data)
         )
+    if _padding_start(data) == 0:
+        raise FormatError(_NAME, 0, "the log is empty", expected="an event", got="nothing")
     first = _sha1_event(data, 0, 0)
     if first.type == NO_ACTION and first.data[:16] == SPEC_ID_03:
         return _crypto_agile(data, first)

@@ -6,7 +6,7 @@ the log is escaped and bounded; what no digest proves is introduced as such.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -46,11 +46,14 @@ def register_name(index: int, kind: LogFormat) -> str:
 
 def describe(event: Event) -> Lines:
     """Return one sentence about an event, then its details."""
-    lines = describe_value(event.decoded, event.type)
-    if len(lines) > MAX_DETAILS + 1:
-        more = len(lines) - MAX_DETAILS - 1
-        lines = [*lines[: MAX_DETAILS + 1], f"... and {more} more"]
-    return lines
+    first, *details = describe_value(event.decoded, event.type)
+    return [first, *shortened(details)]
+
+
+def shortened(details: Sequence[str]) -> Lines:
+    """Return at most ``MAX_DETAILS`` lines, and how many more there are."""
+    more = len(details) - MAX_DETAILS
+    return [*details[:MAX_DETAILS], *([f"... and {more} more"] if more > 0 else [])]
 
 
 def describe_value(value: EventValue, number: int) -> Lines:
@@ -201,13 +204,14 @@ def _database(value: Any, _: int) -> Lines:
     lines = []
     for entry in value.lists:
         kind = sig.SIGNATURE_TYPES.get(entry.type_guid) or guid_text(entry.type_guid)
-        lines += [f"{kind} {_signature_text(s.data)}" for s in entry.signatures]
+        lines += [f"{kind} {signature_text(s.data)}" for s in entry.signatures]
     return (
         [f"{len(lines)} entries" if len(lines) != 1 else "1 entry", *lines] if lines else ["empty"]
     )
 
 
-def _signature_text(data: bytes) -> str:
+def signature_text(data: bytes) -> str:
+    """Return an entry of a signature database in words: who a certificate names, or a hash."""
     certificate = summarise_certificate(data) if data[:1] == b"\x30" else None
     if certificate is None:
         return _hex(data, 64)
@@ -216,11 +220,11 @@ def _signature_text(data: bytes) -> str:
 
 
 def _signature(value: Any, _: int) -> Lines:
-    return [f"{_signature_text(value.data)}, entered by {guid_name(value.owner)}"]
+    return [f"{signature_text(value.data)}, entered by {guid_name(value.owner)}"]
 
 
 def _certificate(value: Any, _: int) -> Lines:
-    return [_signature_text(value.der)]
+    return [signature_text(value.der)]
 
 
 def _load_option(value: Any, _: int) -> Lines:
