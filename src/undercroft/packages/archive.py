@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from undercroft.base import EnvironmentFault, UndercroftError, VerificationError
 from undercroft.formats import strict_json
@@ -36,6 +37,22 @@ class Refresh(enum.Enum):
     """If there are none, or they are a day old; old ones do if the mirror does not answer."""
     ALWAYS = "always"
     NEVER = "never"
+
+
+class Transport(Protocol):
+    """What fetches; :class:`undercroft.packages.apt.PrivateApt` is the real one."""
+
+    def configure(self) -> None:
+        """Make ready."""
+
+    def update(self) -> None:
+        """Fetch the lists.  Raises EnvironmentFault if any source failed."""
+
+    def targets(self) -> tuple[IndexTarget, ...]:
+        """Return the indexes that are on disk."""
+
+    def download(self, name: str, version: str, architecture: str, into: Path) -> Path:
+        """Fetch one package file and return its path."""
 
 
 def verify_package(path: Path, stanza: Stanza) -> None:
@@ -67,14 +84,14 @@ class Archive:
         *,
         now: dt.datetime,
         refresh: Refresh = Refresh.AUTO,
-        apt: PrivateApt | None = None,
+        apt: Transport | None = None,
         rule: FreshnessRule | None = None,
         keyring: Path = DEBIAN_KEYRING,
         say: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.root = root
         self.now = now
-        self._apt = apt or PrivateApt(root, keyring=keyring)
+        self._apt: Transport = apt or PrivateApt(root, keyring=keyring)
         self._rule = rule
         self._keyring = keyring
         self._refresh = refresh

@@ -26,6 +26,8 @@ MAX_FILE = 512 << 20
 MAX_ENTRIES = 500_000
 
 _NAME = "deb"
+_TAR_END = 1024
+"""A tar archive ends with two blocks of zeros; :mod:`tarfile` would do without."""
 _AR_MAGIC = b"!<arch>\n"
 
 
@@ -54,12 +56,13 @@ class DebEntry:
 
 
 class _Limited(io.RawIOBase):
-    """A stream that refuses to give more than ``limit`` bytes."""
+    """A stream that refuses to give more than ``limit`` bytes, and knows how it ended."""
 
     def __init__(self, stream: BinaryIO, limit: int) -> None:
         super().__init__()
         self._stream = stream
         self._left = limit
+        self.tail = b""
 
     def readable(self) -> bool:
         return True
@@ -69,7 +72,15 @@ class _Limited(io.RawIOBase):
         self._left -= len(data)
         if self._left < 0:
             raise FormatError(_NAME, 0, "a member is too large when decompressed")
+        self.tail = (self.tail + data)[-_TAR_END:]
         return data
+
+    def finish(self) -> None:
+        """Read to the end, where compressed data has its checksum, and find tar's end mark."""
+        while self.read(1 << 20):
+            pass
+        if self.tail != bytes(_TAR_END):
+            raise FormatError(_NAME, 0, "the data member is cut short")
 
 
 def _decimal(field: bytes, what: str, reader: BoundedReader) -> int:
@@ -164,5 +175,6 @@ def read_deb(deb: bytes, wanted: Callable[[str], bool] = lambda _path: True) -> 
                     raise FormatError(_NAME, 0, "too many entries")
                 if wanted(normal_path(member.name)):
                     yield _entry(member, tar)
+        stream.finish()
     except (tarfile.TarError, lzma.LZMAError, zstandard.ZstdError, EOFError, OSError) as error:
         raise FormatError(_NAME, 0, f"the data member is broken: {error}") from error

@@ -11,7 +11,6 @@ import datetime as dt
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
 from undercroft.base import FormatError, VerificationError
 from undercroft.packages.deb822 import parse_stanza, required
@@ -20,6 +19,12 @@ MAX_SIZE = 16 << 20
 """Bytes of the largest Release file we read; Debian's have about 150 KiB."""
 
 _NAME = "Release"
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_DATE = re.compile(
+    r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (\d{1,2}) ([A-Z][a-z]{2}) (\d{4}) (\d{2}):(\d{2}):(\d{2})"
+    r" (?:UTC|GMT|\+0000)",
+    re.ASCII,
+)
 _ENTRY = re.compile(r"([0-9a-f]{64})\s+([0-9]{1,15})\s+(\S+)")
 
 
@@ -94,13 +99,20 @@ class VerifiedRelease:
 
 def _date(fields: Mapping[str, str], name: str) -> dt.datetime:
     text = required(fields, name, _NAME)
+    match = _DATE.fullmatch(text)
     try:
-        value = parsedate_to_datetime(text)
+        if match is None:
+            raise ValueError("another form")
+        day, month, *rest = match.groups()
+        year, hour, minute, second = map(int, rest)
+        return dt.datetime(
+            year, _MONTHS.index(month) + 1, int(day), hour, minute, second, tzinfo=dt.UTC
+        )
     except ValueError as error:
-        raise FormatError(_NAME, 0, f"{name} is not a date", got=repr(text[:60])) from error
-    if value.tzinfo is None or value.utcoffset() != dt.timedelta(0):
-        raise FormatError(_NAME, 0, f"{name} is not in UTC", got=repr(text[:60]))
-    return value
+        raise FormatError(
+            _NAME, 0, f"{name} is not a date in UTC", expected="as date -Ru writes it",
+            got=repr(text[:60]),
+        ) from error  # fmt: skip
 
 
 def _indexes(text: str) -> dict[str, IndexEntry]:

@@ -42,10 +42,15 @@ def _link(root: Path, entry: DebEntry) -> None:
     if (root.resolve() / inside) != place.parent.resolve():
         raise FormatError("deb", 0, "an entry lies behind a link", got=entry.path)
     place.parent.mkdir(parents=True, exist_ok=True)
-    if entry.kind is EntryKind.HARDLINK:
-        place.hardlink_to(root / entry.target[1:])
-    else:
-        place.symlink_to(entry.target)
+    try:
+        if entry.kind is EntryKind.HARDLINK:
+            place.hardlink_to(root / entry.target[1:])
+        else:
+            place.symlink_to(entry.target)
+    except FileExistsError as error:
+        raise FormatError("deb", 0, "a link's place is taken", got=entry.path) from error
+    except FileNotFoundError as error:
+        raise FormatError("deb", 0, "a hard link to nothing", got=entry.path) from error
 
 
 def _write(target: Path, entry: DebEntry) -> None:
