@@ -29,8 +29,10 @@ class Action(enum.Enum):
 
 
 class Requirement(enum.Enum):
-    """Whether a layer has to be shown.  A layer that is not required is still appraised if it
-    is in the evidence: what is found to be wrong counts in any case.
+    """Whether a layer has to be shown.
+
+    An IMA list that is not required is still appraised if it is in the evidence: what is found
+    to be wrong counts.  Secure Boot that is not required is only stated.
     """
 
     REQUIRED = "required"
@@ -92,7 +94,11 @@ class ReferenceRules:
 
 @dataclass(frozen=True, slots=True)
 class ResultRules:
-    """For how long a result holds, and how old evidence may be (both in seconds)."""
+    """For how long a result holds, and how old evidence may be when it is appraised (seconds).
+
+    Both count from the end of what the evidence speaks of, so a verdict never outlives its
+    evidence, however often the same evidence is appraised.
+    """
 
     validity_s: int
     max_age_s: int
@@ -124,6 +130,12 @@ class Policy:
             raise ValueError(f"validity is 1 to {MAX_SECONDS} seconds")
         if not 1 <= self.result.max_age_s <= MAX_SECONDS:
             raise ValueError(f"the age of evidence is 1 to {MAX_SECONDS} seconds")
+        if self.result.validity_s <= self.result.max_age_s:
+            raise ValueError(
+                "a result that holds no longer than evidence may be old is born expired"
+            )
+        if self.boot.pcrs and not self.quote.banks:
+            raise ValueError("PCRs are demanded, but in no bank")
         _check_no_doubles("PCR bank", self.quote.banks)
         _check_no_doubles("PCR", self.boot.pcrs)
         _check_no_doubles("fact", self.secure_kernel.facts)

@@ -120,6 +120,9 @@ class ReferenceSet:
         for index in (*self.events, *self.pcrs):
             if not 0 <= index < PCR_COUNT:
                 raise ValueError(f"PCR {index} is not one of 0..{PCR_COUNT - 1}")
+        for path in self.files:
+            if not path.startswith("/") or "\0" in path:
+                raise ValueError(f"{path[:80]!r} is not an absolute path")
         for attribute in ("events", "pcrs", "files"):
             # An empty group says no more than an absent one: equal sets look equal.
             values = {k: v for k, v in sorted(getattr(self, attribute).items()) if v}

@@ -62,7 +62,7 @@ def test_actions_that_are_left_out_are_the_strictest() -> None:
         files = { ima = "not-required" }
         secure-kernel = { facts = [] }
         reference = { affirm = [] }
-        result = { validity-s = 1, max-age-s = 1 }
+        result = { validity-s = 2, max-age-s = 1 }
         """
     )
     assert bare == Policy(
@@ -72,7 +72,7 @@ def test_actions_that_are_left_out_are_the_strictest() -> None:
         FileRules(Requirement.NOT_REQUIRED),
         SecureKernelRules(()),
         ReferenceRules(()),
-        ResultRules(1, 1),
+        ResultRules(2, 1),
     )
     assert bare.demands_nothing
     actions = {
@@ -141,6 +141,8 @@ def edited(old: str, new: str) -> str:
         (edited("validity-s = 300", "validity-s = 0"), "validity"),
         (edited("validity-s = 300", "validity-s = 40000000"), "validity"),
         (edited("max-age-s = 120", "max-age-s = 0"), "age of evidence"),
+        (edited("max-age-s = 120", "max-age-s = 300"), "born expired"),
+        (edited('["sha256"]', "[]"), "in no bank"),
         (edited("max-age-s = 120", "max-age-s = 1979-05-27"), "Expected"),
     ],
 )  # fmt: skip
@@ -170,12 +172,12 @@ def unique(elements: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...
 policies = st.builds(
     Policy,
     texts,
-    st.builds(QuoteRules, unique(st.sampled_from(HashAlgorithm)), actions),
+    st.builds(QuoteRules, unique(st.sampled_from(HashAlgorithm)).filter(bool), actions),
     st.builds(BootRules, unique(st.integers(0, 23)), requirements, strict_actions),
     st.builds(FileRules, requirements, actions, actions),
     st.builds(SecureKernelRules, unique(texts), strict_actions),
     st.builds(ReferenceRules, unique(st.sampled_from(Grade)), actions),
-    st.builds(ResultRules, st.integers(1, 1000), st.integers(1, 1000)),
+    st.builds(ResultRules, st.integers(1001, 2000), st.integers(1, 1000)),
 )
 
 

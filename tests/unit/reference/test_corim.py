@@ -45,6 +45,7 @@ FULL = ReferenceSet(
 
 texts = st.text(st.characters(codec="utf-8"), max_size=6)
 provenances = st.builds(Provenance, st.sampled_from(Grade), texts, texts, note=texts)
+paths = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6).map("/".__add__)
 digests = st.sampled_from(HashAlgorithm).flatmap(
     lambda a: st.binary(min_size=a.size, max_size=a.size).map(lambda b: Digest(a, b))
 )
@@ -61,7 +62,7 @@ sets = st.builds(
     texts,
     st.dictionaries(st.integers(0, 23), groups, max_size=2),
     st.dictionaries(st.integers(0, 23), groups, max_size=2),
-    st.dictionaries(texts, groups, max_size=2),
+    st.dictionaries(paths, groups, max_size=2),
     st.lists(
         st.builds(
             KernelReference,
@@ -174,6 +175,7 @@ def test_our_profile_by_hand() -> None:
         (ours(Measurement("/x", _DIGESTS, extensions={-1: 0, -3: 5})), "does not have"),
         (ours(Measurement(5, _DIGESTS, extensions={-1: 0})), "without its path"),
         (ours(Measurement("/x", raw_value=b"", extensions={-1: 0})), "at least one digest"),
+        (ours(Measurement("x", _DIGESTS, extensions={-1: 0})), "absolute path"),
         (ours(_EVENT, "boot-events"), "without its PCR"),
         (ours(_GOOD, "boot-events", index=4), "with a key"),
         (ours(_EVENT, "boot-events", index=24), "PCR 24"),

@@ -176,6 +176,8 @@ _KERNEL = {"release": "6", "vmlinuz": "sha256:" + "00" * 32, "build_id": "00", "
         ("algorithm", changed(files={"/a": [{**_WIRE, "digests": ["md5:00"]}]}), "algorithm"),
         ("length", changed(files={"/a": [{**_WIRE, "digests": ["sha1:00"]}]}), "20 bytes"),
         ("case", changed(files={"/a": [{**_WIRE, "digests": ["sha1:" + "AA" * 20]}]}), "hexa"),
+        ("path", changed(files={"a": [_WIRE]}), "absolute path"),
+        ("nul", changed(files={"/a\0": [_WIRE]}), "absolute path"),
         ("build id", changed(kernels=[{**_KERNEL, "build_id": ""}]), "build id"),
         ("release", changed(kernels=[{**_KERNEL, "release": ""}]), "release"),
     ],
@@ -200,6 +202,7 @@ def test_escaped_characters_outside_the_basic_plane_are_read() -> None:
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 provenances = st.builds(Provenance, st.sampled_from(Grade), texts, texts, note=texts)
+paths = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6).map("/".__add__)
 digests = st.sampled_from([SHA1, SHA256]).flatmap(
     lambda a: st.binary(min_size=a.size, max_size=a.size).map(lambda b: Digest(a, b))
 )
@@ -223,7 +226,7 @@ reference_sets = st.builds(
     texts,
     st.dictionaries(st.integers(0, 23), groups, max_size=3),
     st.dictionaries(st.integers(0, 23), groups, max_size=3),
-    st.dictionaries(texts, groups, max_size=3),
+    st.dictionaries(paths, groups, max_size=3),
     st.lists(kernels, max_size=2).map(tuple),
 )
 

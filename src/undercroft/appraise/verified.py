@@ -1,0 +1,176 @@
+"""Evidence in, verified evidence out: every authenticity check of the pipeline, in one place.
+
+Checks of this module (those of its parts are in ``verify``):
+
+``evidence.ak``        the evidence says that it was signed with the key that is trusted
+``evidence.guest``     the secure kernel's record is about the guest that the key belongs to
+``evidence.ima-bank``  a quoted bank has every PCR that the IMA list extends
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+
+from undercroft.base import HashAlgorithm, PcrBank
+from undercroft.formats.eventlog import parse_eventlog
+from undercroft.formats.evidence import (
+    Challenge,
+    Evidence,
+    SecureKernelRecord,
+    Trust,
+    parse_record,
+    qualifying_data,
+)
+from undercroft.formats.ima import ImaList, parse_binary
+from undercroft.formats.tpm import PcrSelectionList, parse_public, parse_quote
+from undercroft.verify.ak import verify_ak
+from undercroft.verify.checks import Check
+from undercroft.verify.eventlog import ReplayedLog, verify_eventlog
+from undercroft.verify.ima import ReplayedIma, replay_ima
+from undercroft.verify.quote import AcceptedState, VerifiedQuote, verify_quote
+
+V1_AK = Check(
+    "V1",
+    "evidence.ak",
+    "the attestation key that the evidence names is the one that is trusted for this guest",
+    "RFC 9334, 7.4 and 12.1",
+)
+V2_GUEST = Check(
+    "V2",
+    "evidence.guest",
+    "the secure kernel's record is about the guest that the key belongs to",
+    "draft-ietf-rats-msg-wrap-23, 8.2: parts of a collection are bound to each other",
+)
+V3_IMA_BANK = Check(
+    "V3",
+    "evidence.ima-bank",
+    "one quoted bank covers every PCR that the IMA list extends",
+    "Linux security/integrity/ima/ima_queue.c: every bank is extended",
+)
+CHECKS = (V1_AK, V2_GUEST, V3_IMA_BANK)
+
+_BANKS_BY_STRENGTH = (
+    HashAlgorithm.SHA512,
+    HashAlgorithm.SHA384,
+    HashAlgorithm.SHA256,
+    HashAlgorithm.SHA3_512,
+    HashAlgorithm.SHA3_384,
+    HashAlgorithm.SHA3_256,
+    HashAlgorithm.SM3_256,
+    HashAlgorithm.SHA1,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedEvidence:
+    """Evidence that is authentic, fresh and whole; whether it is acceptable is not said yet.
+
+    ``log``, ``ima`` and ``record`` are None where the evidence has no such part.
+    """
+
+    trust: Trust
+    challenge: Challenge
+    quote: VerifiedQuote
+    log: ReplayedLog | None
+    ima: ReplayedIma | None
+    record: SecureKernelRecord | None
+
+    @property
+    def time_s(self) -> int:
+        """The end of what the evidence speaks of, in Unix seconds.
+
+        The secure kernel's t1; without a record, when the challenge was issued: the quote is
+        younger than that.
+        """
+        if self.record is None:
+            return self.challenge.issued_at
+        return self.record.t1 // 1_000_000_000
+
+
+def verify_evidence(
+    evidence: Evidence,
+    trust: Trust,
+    challenge: Challenge,
+    *,
+    last: AcceptedState | None = None,
+) -> VerifiedEvidence:
+    """Verify ``evidence`` as the answer to ``challenge`` of the guest that ``trust`` knows.
+
+    The quote is signed by the trusted key, carries nonce and record in its qualifying data,
+    covers exactly the selected PCRs with the values sent, and is no step back behind ``last``
+    (the accepted state of earlier evidence); event log and IMA list replay to the quoted PCRs.
+
+    Raises VerificationError (its ``check`` says which check) or FormatError.
+    """
+    quote = _verify_quote(evidence, trust, challenge, last)
+    return VerifiedEvidence(
+        trust,
+        challenge,
+        quote,
+        None if evidence.eventlog is None else _verify_log(evidence.eventlog, quote),
+        None if evidence.ima_list is None else _verify_ima(evidence.ima_list, quote),
+        None if evidence.record is None else _bound_record(evidence.record, trust),
+    )
+
+
+def _verify_quote(
+    evidence: Evidence, trust: Trust, challenge: Challenge, last: AcceptedState | None
+) -> VerifiedQuote:
+    item = evidence.quote
+    if not hmac.compare_digest(item.claimed_ak_public, trust.ak_public):
+        raise V1_AK.failed(
+            "the evidence is of another attestation key",
+            expected=_short(trust.ak_public),
+            got=_short(item.claimed_ak_public),
+            remedy="if this guest has a new vTPM, enrol it again",
+        )
+    return verify_quote(
+        parse_quote(item.attest, item.signature, item.claimed_pcrs),
+        verify_ak(parse_public(trust.ak_public)),
+        qualifying_data(challenge.nonce, evidence.record),
+        PcrSelectionList.of(challenge.selection),
+        last,
+    )
+
+
+def _short(public: bytes) -> str:
+    return f"TPMT_PUBLIC with SHA-256 {HashAlgorithm.SHA256.hash(public).hex()[:16]}…"
+
+
+def _verify_log(data: bytes, quote: VerifiedQuote) -> ReplayedLog:
+    return verify_eventlog(parse_eventlog(data), quote.pcrs)
+
+
+def ima_bank(measurements: ImaList, banks: tuple[PcrBank, ...]) -> PcrBank:
+    """Return the strongest of the quoted ``banks`` that has every PCR of the list.
+
+    Raises VerificationError if there is none.
+    """
+    needed = set(measurements.pcrs)
+    fitting = [bank for bank in banks if needed <= bank.values.keys()]
+    if not fitting:
+        raise V3_IMA_BANK.failed(
+            "no quoted bank covers the PCRs of the IMA list",
+            expected=f"PCR {sorted(needed)}",
+            got="; ".join(f"{b.algorithm} PCR {[*b.values]}" for b in banks),
+            remedy="quote the IMA PCR too",
+        )
+    return min(fitting, key=lambda bank: _BANKS_BY_STRENGTH.index(bank.algorithm))
+
+
+def _verify_ima(data: bytes, quote: VerifiedQuote) -> ReplayedIma:
+    measurements = parse_binary(data)
+    return replay_ima(
+        measurements, ima_bank(measurements, quote.pcrs), reset_count=quote.reset_count
+    )
+
+
+def _bound_record(data: bytes, trust: Trust) -> SecureKernelRecord:
+    # That the quote binds these bytes was shown with its qualifying data.
+    record = parse_record(data)
+    if record.guest != trust.guest:
+        raise V2_GUEST.failed(
+            "the record is about another guest", expected=trust.guest, got=record.guest
+        )
+    return record
