@@ -157,9 +157,9 @@ class SimulatedAttester:
         self._pcrs[bank][index] = value
 
     def read(self, selection: PcrSelectionList) -> tuple[PcrBank, ...]:
-        """TPM2_PCR_Read: the selected PCRs, by bank."""
+        """TPM2_PCR_Read: those of the selected PCRs that there are, by bank."""
         return tuple(
-            PcrBank(bank, {i: self._pcrs[bank][i] for i in selected.indices})
+            PcrBank(bank, {i: v for i, v in self._pcrs[bank].items() if i in selected.indices})
             for selected in selection.selections
             if (bank := selected.algorithm) is not None
         )

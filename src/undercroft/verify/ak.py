@@ -113,5 +113,9 @@ def _checked_scheme(public: Public) -> Scheme:
     key = public.key
     scheme = key.scheme if isinstance(key, RsaPublic | EccPublic) else None
     if scheme is None or scheme.algorithm not in _SCHEMES or scheme.hash_alg not in HASHES:
-        raise A3_SCHEME.failed("the key has no signing scheme that we verify", got=scheme)
+        raise A3_SCHEME.failed(
+            "the key has no signing scheme that we verify",
+            expected="RSASSA, RSAPSS or ECDSA over SHA-1, SHA-256, SHA-384 or SHA-512",
+            got=scheme,
+        )
     return scheme

@@ -113,7 +113,13 @@ def verify_signature(
             )
             return
     except InvalidSignature:
-        raise check.failed("the signature is not this key's over these bytes") from None
+        raise check.failed(
+            "the signature is not this key's over these bytes",
+            expected=f"a valid {scheme}-{signature.hash_alg} signature",
+            got="an invalid one",
+        ) from None
     raise check.failed(
-        "the signature's scheme does not fit the key", got=f"{scheme}-{signature.hash_alg}"
+        "the signature's scheme does not fit the key",
+        expected="RSASSA, RSAPSS or ECDSA, as the key is",
+        got=f"{scheme}-{signature.hash_alg}",
     )
