@@ -111,7 +111,12 @@ def groups(table: AltInstr, canvas: Canvas) -> list[Group]:
 
 
 def infer_call_targets(
-    image: KernelImage, table: AltInstr, canvas: Canvas, live: Canvas, allowed: Vendor
+    image: KernelImage,
+    table: AltInstr,
+    canvas: Canvas,
+    live: Canvas,
+    allowed: Vendor,
+    pad: int,
 ) -> CallTargets | None:
     """Return what the ALT_FLAG_DIRECT_CALL sites show of each slot; None in older kernels."""
     bug, nop = image.find("BUG_func"), image.find("nop_func")
@@ -123,7 +128,7 @@ def infer_call_targets(
     through = (rows[:, 0] == 0xFF) & (rows[:, 1] == 0x15)
     sites, rows = sites[through], rows[through]
     slots = sites + 6 + rel32(rows, 2)
-    return CallTargets(shown(slots, sites, live, allowed, nop), bug, nop)
+    return CallTargets(shown(slots, sites, live, allowed, nop, pad), bug, nop)
 
 
 class Alternatives:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from undercroft.formats.kernel import KernelImage
+from undercroft.reference.kernel.call_thunks import CallThunks
 from undercroft.reference.kernel.canvas import Canvas, Positions, constant_rows, rel32, with_rel32
 from undercroft.reference.kernel.guest import GuestValues
 from undercroft.reference.kernel.nops import NOP5
@@ -33,12 +34,27 @@ def apply(sites: Positions, canvas: Canvas) -> None:
     canvas.paint(Rule.FTRACE, sites, constant_rows(NOP5, len(sites)))
 
 
-def apply_calls(image: KernelImage, canvas: Canvas, values: GuestValues) -> None:
-    """Paint the calls inside ftrace_caller and ftrace_regs_caller."""
+def apply_calls(
+    image: KernelImage,
+    canvas: Canvas,
+    values: GuestValues,
+    live: Canvas,
+    thunks: CallThunks | None,
+) -> None:
+    """Paint the calls inside ftrace_caller and ftrace_regs_caller.
+
+    As compiled they call ftrace_stub, with call depth tracking through its pad; from the first
+    tracer on they are written by ftrace_update_ftrace_func(), which knows no pads.
+    """
     pointer = image.find("ftrace_trace_function")
-    sites = [site for name in CALLS if (site := image.find(name)) is not None]
-    if pointer is None or not sites:
+    sites = np.array([at for name in CALLS if (at := image.find(name)) is not None], dtype=np.int64)
+    if pointer is None or not len(sites):
         return
     target = values.position(values.u64(pointer))
-    where = np.array(sites, dtype=np.int64)
-    canvas.paint(Rule.FTRACE, where, with_rel32(b"\xe8", where, np.full(len(sites), target)))
+    targets = np.full(len(sites), target)
+    if thunks is not None:
+        padded = thunks.padded(targets, canvas)
+        through = with_rel32(b"\xe8", sites, targets - thunks.size)
+        padded &= np.all(live.gather(sites, 5) == through, axis=1)
+        targets[padded] -= thunks.size
+    canvas.paint(Rule.FTRACE, sites, with_rel32(b"\xe8", sites, targets))

@@ -78,12 +78,13 @@ def vendor(image: KernelImage) -> Vendor:
 
 
 def shown(
-    slots: Positions, sites: Positions, live: Canvas, allowed: Vendor, nop: int
+    slots: Positions, sites: Positions, live: Canvas, allowed: Vendor, nop: int, pad: int = 0
 ) -> dict[int, int]:
     """Return the function that the call sites of each slot show; ``nop`` where they are NOPs.
 
-    ``slots[i]`` is the slot that ``sites[i]`` calls through.  A slot is left out if none of its
-    sites shows a call that the vendor could have made.
+    ``slots[i]`` is the slot that ``sites[i]`` calls through; a call may lead ``pad`` bytes
+    before its function (rule 7).  A slot is left out if none of its sites shows a call that the
+    vendor could have made.
     """
     chosen: dict[int, int] = {}
     inside = live.covers(sites, 6)
@@ -94,7 +95,12 @@ def shown(
     silent = np.all(rows == np.frombuffer(NOPS[6], dtype=np.uint8), axis=1)
     for slot in np.unique(slots).tolist():
         mine = slots == slot
-        seen = [each for each in targets[mine & calls].tolist() if allowed.allows(slot, each)]
+        seen = [
+            function
+            for target in targets[mine & calls].tolist()
+            for function in {target, target + pad}
+            if allowed.allows(slot, function)
+        ]
         target = majority(np.array(seen, dtype=np.int64))
         if target is not None:
             chosen[slot] = target

@@ -15,6 +15,7 @@ import numpy as np
 from undercroft.base import JsonValue
 from undercroft.formats.kernel import KernelImage
 from undercroft.reference.kernel import (
+    call_thunks,
     ftrace,
     jump_labels,
     paravirt,
@@ -36,8 +37,9 @@ class BootChoices:
 
     features: dict[int, bool]
     returns: returns.ReturnChoice
-    retpolines: retpolines.Mode
+    retpolines: retpolines.Choice
     paravirt: dict[int, int]
+    call_thunks: call_thunks.CallThunks | None
 
     def as_json(self) -> dict[str, JsonValue]:
         """Return the choices as a JSON object; features are listed by number."""
@@ -45,7 +47,8 @@ class BootChoices:
             "features_set": [bit for bit, on in self.features.items() if on],
             "features_clear": [bit for bit, on in self.features.items() if not on],
             "returns": self.returns.name,
-            "indirect_branches": self.retpolines.value,
+            "indirect_branches": self.retpolines.mode.value,
+            "call_depth": self.call_thunks is not None,
             "paravirt_slots": len(self.paravirt),
         }
 
@@ -66,6 +69,7 @@ class Replay:
     call_constants: static_calls.StaticCallConstants
     traced: np.ndarray[tuple[int], np.dtype[np.int64]]
     early_returns: int = 0
+    late_pads: int = 0
     uniprocessor: bool = False
     _statistics: dict[str, JsonValue] | None = None
 
@@ -86,6 +90,8 @@ class Replay:
         found = []
         if self.early_returns:
             found.append(f"{self.early_returns} static calls kept an early ret")
+        if self.late_pads:
+            found.append(f"{self.late_pads} call-depth pads were filled for modules")
         if self.uniprocessor:
             found.append("LOCK prefixes are patched out: one CPU")
         return found
@@ -96,8 +102,11 @@ class Replay:
         self.canvas.layers[:] = keep
         self._statistics = None
         sites = self.image.sites
+        thunks = self.choices.call_thunks
+        if thunks is not None:
+            self.late_pads = call_thunks.late_pads(self.image, self.canvas, live, thunks)
         ftrace.apply(self.traced, self.canvas)
-        ftrace.apply_calls(self.image, self.canvas, values)
+        ftrace.apply_calls(self.image, self.canvas, values, live, thunks)
         jump_labels.apply(self.labels, self.canvas, jump_labels.enabled(self.labels, values))
         self.early_returns = static_calls.apply(
             self.calls,
@@ -106,6 +115,7 @@ class Replay:
             self.choices.returns,
             self.call_constants,
             live,
+            thunks,
         )
         locks = sites.smp_locks
         self.uniprocessor = simple_sites.infer_uniprocessor(locks, self.pristine, live)
@@ -155,13 +165,18 @@ def boot_passes(image: KernelImage, canvas: Canvas, live: Canvas) -> BootChoices
     slots = paravirt.infer(sites.paravirt, live, vendor, nop)
     paravirt.apply(sites.paravirt, canvas, slots, vendor.table, nop)
     table = retpolines.decode_sites(image, sites.retpolines, canvas)
-    mode = retpolines.infer(table, canvas, live)
-    retpolines.apply(table, canvas, mode)
+    branches = retpolines.infer(image, table, canvas, live)
+    retpolines.apply(table, canvas, branches)
     how = returns.infer(image, sites.returns, live)
     returns.apply(sites.returns, canvas, how)
-    targets = infer_call_targets(image, sites.alternatives, canvas, live, vendor)
+    tracking = branches.mode is retpolines.Mode.CALL_DEPTH
+    thunks = call_thunks.load(image, canvas) if tracking else None
+    pad = thunks.size if thunks is not None else 0
+    targets = infer_call_targets(image, sites.alternatives, canvas, live, vendor, pad)
     alternatives = Alternatives(sites.alternatives, canvas, targets)
     features = alternatives.infer(live)
     alternatives.apply(features)
+    if thunks is not None:
+        call_thunks.apply(image, canvas, thunks)
     simple_sites.seal_endbr(sites.endbr_seal, canvas)
-    return BootChoices(features, how, mode, dict(targets.by_slot) if targets else slots)
+    return BootChoices(features, how, branches, dict(targets.by_slot) if targets else slots, thunks)

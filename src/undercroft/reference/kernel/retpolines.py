@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from undercroft.formats.kernel import KernelImage
-from undercroft.reference.kernel.canvas import Bytes, Canvas, Positions, rel32
+from undercroft.reference.kernel.canvas import Bytes, Canvas, Positions, rel32, with_rel32
 from undercroft.reference.kernel.nops import NOPS
 from undercroft.reference.kernel.rules import Rule
 
 THUNK_SIZE = 32
+CALL_DEPTH_ARRAYS = ("__x86_indirect_call_thunk_array", "__x86_indirect_jump_thunk_array")
 _JMP, _CALL = 0xE9, 0xE8
 
 
@@ -38,6 +39,20 @@ class RetpolineSites:
     size: Positions
     opcode: Positions
     register: Positions
+
+    def through(self, call_array: int, jump_array: int) -> Positions:
+        """Return each site's thunk in one of two arrays, for calls and for jumps."""
+        array = np.where(self.opcode == _CALL, call_array, jump_array)
+        return array + THUNK_SIZE * self.register
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How the kernel does indirect branches; the arrays are those of Mode.CALL_DEPTH."""
+
+    mode: Mode
+    call_array: int = 0
+    jump_array: int = 0
 
 
 def decode_sites(image: KernelImage, sites: Positions, canvas: Canvas) -> RetpolineSites:
@@ -60,27 +75,21 @@ def decode_sites(image: KernelImage, sites: Positions, canvas: Canvas) -> Retpol
     return RetpolineSites(mine[valid], size[valid], opcode[valid], register[valid])
 
 
-def _pieces(table: RetpolineSites, mode: Mode) -> list[tuple[int, bytes]]:
-    """Return each site's bytes for a mode that writes the branch itself.
+def _written(table: RetpolineSites, mode: Mode, size: int) -> tuple[Positions, Bytes]:
+    """Return the sites of ``size`` bytes that hold the branch itself, and their bytes.
 
     A form that does not fit is not written at all: patch_retpoline() returns another length.
     """
-    known: dict[tuple[int, int, int], bytes] = {}
-    pieces = []
-    columns = zip(
-        table.sites.tolist(),
-        table.size.tolist(),
-        table.opcode.tolist(),
-        table.register.tolist(),
-        strict=True,
-    )
-    for site, size, opcode, register in columns:
-        key = (size, opcode, register)
-        if key not in known:
-            known[key] = indirect(size, opcode, register, lfence=mode is Mode.LFENCE)
-        if len(known[key]) == size:
-            pieces.append((site, known[key]))
-    return pieces
+    mine = table.size == size
+    opcode, register = table.opcode[mine], table.register[mine]
+    kinds, back = np.unique(opcode * 16 + register, return_inverse=True)
+    codes = [
+        indirect(size, kind // 16, kind % 16, lfence=mode is Mode.LFENCE) for kind in kinds.tolist()
+    ]
+    fits = np.array([len(code) == size for code in codes], dtype=np.bool_)[back]
+    padded = b"".join(code[:size].ljust(size, b"\0") for code in codes)
+    rows: Bytes = np.frombuffer(padded, dtype=np.uint8).reshape(-1, size)[back]
+    return table.sites[mine][fits], rows[fits]
 
 
 def indirect(size: int, opcode: int, register: int, *, lfence: bool) -> bytes:
@@ -100,27 +109,51 @@ def indirect(size: int, opcode: int, register: int, *, lfence: bool) -> bytes:
     return code + NOPS[gap] if gap > 0 else code
 
 
-def infer(table: RetpolineSites, canvas: Canvas, live: Canvas) -> Mode:
-    """Return the mode whose bytes most sites show."""
-    inside = live.covers(table.sites, 6)
-    five = table.sites[inside]
-    same = np.all(canvas.gather(five, 5) == live.gather(five, 5), axis=1)
-    scores = {Mode.THUNK: int(np.count_nonzero(same))}
-    for mode in (Mode.INDIRECT, Mode.LFENCE):
-        scores[mode] = sum(
-            live.data[site - live.start : site - live.start + len(piece)] == piece
-            for site, piece in _pieces(table, mode)
-            if live.start <= site and site + len(piece) <= live.stop
-        )
-    return max(scores, key=lambda mode: scores[mode])
+def _retargeted(table: RetpolineSites, choice: Choice, canvas: Canvas, size: int) -> Bytes:
+    """Return the sites of ``size`` bytes with their displacement led to the arrays' thunks.
+
+    __emit_trampoline() keeps the opcode and its prefix; the displacement is the last 4 bytes.
+    """
+    mine = table.size == size
+    sites = table.sites[mine]
+    targets = table.through(choice.call_array, choice.jump_array)[mine]
+    rows = canvas.gather(sites, size)
+    rows[:, size - 4 :] = with_rel32(bytes(size - 4), sites, targets)[:, size - 4 :]
+    return rows
 
 
-def apply(table: RetpolineSites, canvas: Canvas, mode: Mode) -> None:
+def infer(image: KernelImage, table: RetpolineSites, canvas: Canvas, live: Canvas) -> Choice:
+    """Return the choice whose bytes most sites show."""
+    scores: list[tuple[int, Choice]] = []
+    calls, jumps = (image.find(name) for name in CALL_DEPTH_ARRAYS)
+    choices = [Choice(Mode.THUNK), Choice(Mode.INDIRECT), Choice(Mode.LFENCE)]
+    if calls is not None and jumps is not None:
+        choices.append(Choice(Mode.CALL_DEPTH, calls, jumps))
+    for choice in choices:
+        score = 0
+        for sites, rows in _rows(table, choice, canvas):
+            inside = live.covers(sites, rows.shape[1])
+            seen = live.gather(sites[inside], rows.shape[1])
+            score += int(np.count_nonzero(np.all(seen == rows[inside], axis=1)))
+        scores.append((score, choice))
+    return max(scores, key=lambda scored: scored[0])[1]
+
+
+def apply(table: RetpolineSites, canvas: Canvas, choice: Choice) -> None:
     """Paint every site."""
-    if mode is Mode.THUNK:
-        for size in (5, 6):
-            mine = table.sites[table.size == size]
-            rows: Bytes = canvas.gather(mine, size)
-            canvas.paint(Rule.RETPOLINE, mine, rows)
-    else:
-        canvas.paint_each(Rule.RETPOLINE, _pieces(table, mode))
+    for sites, rows in _rows(table, choice, canvas):
+        canvas.paint(Rule.RETPOLINE, sites, rows)
+
+
+def _rows(table: RetpolineSites, choice: Choice, canvas: Canvas) -> list[tuple[Positions, Bytes]]:
+    """Return the sites of each size and what they hold under ``choice``."""
+    found = []
+    for size in (5, 6):
+        sites = table.sites[table.size == size]
+        if choice.mode is Mode.THUNK:
+            found.append((sites, canvas.gather(sites, size)))
+        elif choice.mode is Mode.CALL_DEPTH:
+            found.append((sites, _retargeted(table, choice, canvas, size)))
+        else:
+            found.append(_written(table, choice.mode, size))
+    return found

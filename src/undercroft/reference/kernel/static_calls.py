@@ -27,6 +27,7 @@ import numpy as np
 
 from undercroft.formats.kernel import KernelImage
 from undercroft.formats.kernel.sites import StaticCallSites
+from undercroft.reference.kernel.call_thunks import CallThunks
 from undercroft.reference.kernel.canvas import (
     Bytes,
     Canvas,
@@ -116,6 +117,7 @@ def apply(
     returns: ReturnChoice,
     known: StaticCallConstants,
     live: Canvas,
+    thunks: CallThunks | None,
 ) -> int:
     """Paint every site; return how many kept an early ``ret`` (rule 11b)."""
     null = function == NULL
@@ -126,12 +128,38 @@ def apply(
     _fill(five, call & (function == known.return0), constant_rows(XOR_EAX, len(five)))
     _fill(five, calls.tail & ~null, with_rel32(b"\xe9", calls.site, _or_zero(function)))
     _fill(five, calls.tail & null, returns.code(calls.site))
+    if thunks is not None:
+        _through_pads(five, calls, call & ~null, function, canvas, live, thunks)
     early = _early_returns(calls, calls.tail & null & ~calls.jcc, returns, live)
     _fill(five, early, constant_rows(RET, len(five)))
     plain = ~calls.jcc
     canvas.paint(Rule.STATIC_CALL, calls.site[plain], five[plain])
     _apply_jcc(calls, canvas, np.where(null, known.null_jcc, function))
     return int(np.count_nonzero(early))
+
+
+def _through_pads(
+    five: Bytes,
+    calls: StaticCalls,
+    where: Mask,
+    function: Positions,
+    canvas: Canvas,
+    live: Canvas,
+    thunks: CallThunks,
+) -> None:
+    """Rule 11c: with call depth tracking a call goes through its function's pad.
+
+    callthunks_translate_call_dest() does this only once the pads are set up, and it does it
+    before the function is compared with __static_call_return0: so a call that was written
+    early has no pad, and a call of __static_call_return0 may be a call of its pad.  All are the
+    vendor's; the one that stands there is taken.
+    """
+    where = where & live.covers(calls.site, 5)
+    where[where] = thunks.padded(function[where], canvas)
+    padded = with_rel32(b"\xe8", calls.site[where], function[where] - thunks.size)
+    seen = np.all(live.gather(calls.site[where], 5) == padded, axis=1)
+    chosen = np.flatnonzero(where)[seen]
+    five[chosen] = padded[seen]
 
 
 def _early_returns(calls: StaticCalls, where: Mask, returns: ReturnChoice, live: Canvas) -> Mask:
