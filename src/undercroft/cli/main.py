@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from undercroft.base import UndercroftError
-from undercroft.cli import doctor, evidence, exit_status, guest, inspect, verify
+from undercroft.cli import demo, doctor, evidence, exit_status, guest, inspect, verify
 
 app = typer.Typer(
     name="undercroft",
@@ -15,6 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(guest.app, name="guest")
 app.command("attach")(inspect.attach)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -19,6 +19,9 @@ MARK = {
     Outcome.FAIL: Text("FAIL", style="bold red"),
     Outcome.UNKNOWN: Text("????", style="bold yellow"),
 }
+NOTE = Text("note", style="dim")
+"""Stated, but not asked for by the policy: it does not count."""
+
 VERDICT_STYLE = {
     Tier.AFFIRMING: "bold green",
     Tier.WARNING: "bold yellow",
@@ -40,14 +43,25 @@ def console(*, stderr: bool = False) -> Console:
 
 def findings_table(findings: Iterable[Finding], *, title: str = "") -> Table:
     """Return a table: outcome, what was checked, what was found, where the reference came from."""
+    return _table(((MARK[finding.outcome], finding) for finding in findings), title)
+
+
+def _table(rows: Iterable[tuple[Text, Finding]], title: str) -> Table:
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, expand=True)
     table.add_column("", width=4)
     table.add_column("checked", no_wrap=True)
     table.add_column("found", ratio=3)
     table.add_column("reference", ratio=2, style="dim")
-    for finding in findings:
-        table.add_row(MARK[finding.outcome], finding.id, finding.summary, finding.source)
+    for mark, finding in rows:
+        table.add_row(mark, finding.id, finding.summary, finding.source)
     return table
+
+
+def _judged(judgements: Iterable[Judgement]) -> Iterator[tuple[Text, Finding]]:
+    """Mark each finding; one that the policy does not ask for is a note, whatever it says."""
+    for judgement in judgements:
+        counts = judgement.tier is not None
+        yield MARK[judgement.finding.outcome] if counts else NOTE, judgement.finding
 
 
 def verdict_line(appraisal: Appraisal) -> Text:
@@ -58,7 +72,7 @@ def verdict_line(appraisal: Appraisal) -> Text:
 
 def appraisal_view(appraisal: Appraisal, *, title: str = "") -> RenderableType:
     """Return the whole appraisal: every finding, what keeps it from affirming, the verdict."""
-    parts: list[RenderableType] = [findings_table(appraisal.findings, title=title), Text()]
+    parts: list[RenderableType] = [_table(_judged(appraisal.judgements), title), Text()]
     unmet = appraisal.unmet()
     if unmet:
         parts += [_reasons(unmet), Text()]
