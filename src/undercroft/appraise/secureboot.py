@@ -1,12 +1,14 @@
 """Was Secure Boot on, and did it verify what was loaded?
 
 The findings are ``verify.secureboot``'s; the policy decides whether they count.  Where Secure
-Boot is not required they are stated only: with Secure Boot off most of them are wrong by nature.
+Boot is not required they are stated only, and where it was off only that is stated: with Secure
+Boot off the other findings are wrong by nature.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from undercroft.appraise.model import Judgement, failed, passed, stated
 from undercroft.base import Finding, Outcome
@@ -26,8 +28,16 @@ def appraise_secure_boot(log: ReplayedLog | None, policy: Policy) -> Iterator[Ju
         finding = Finding("secureboot.log", Outcome.UNKNOWN, why)
         yield failed(finding, CLAIM, Action.INSUFFICIENT) if required else stated(finding)
         return
-    for finding in judge_secure_boot(log):
-        yield _judged(finding, policy) if required else stated(finding)
+    findings = judge_secure_boot(log)
+    if required:
+        yield from (_judged(finding, policy) for finding in findings)
+        return
+    enabled = next(finding for finding in findings if finding.id == "secureboot.enabled")
+    if enabled.outcome is Outcome.PASS:
+        yield from map(stated, findings)
+    else:
+        summary = f"{enabled.summary}; it is not required"
+        yield stated(replace(enabled, outcome=Outcome.UNKNOWN, summary=summary))
 
 
 def _judged(finding: Finding, policy: Policy) -> Judgement:
