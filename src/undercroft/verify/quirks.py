@@ -23,6 +23,7 @@ from undercroft.formats.eventlog.actions import (
 from undercroft.formats.eventlog.firmware import ImageLoad
 from undercroft.formats.eventlog.ipl import LoadOptions, ShimVariable
 from undercroft.formats.eventlog.noaction import PlatformId, StartupLocality
+from undercroft.formats.eventlog.specid import SpecIdEvent
 from undercroft.formats.eventlog.text import AsciiText
 from undercroft.formats.eventlog.types import NO_ACTION
 from undercroft.formats.eventlog.variables import UefiVariable
@@ -129,6 +130,11 @@ PLATFORM_ID_PADDED = Quirk(
     "an SP800-155 event is longer than its structure",
     "edk2 SecurityPkg/Tcg/Tcg2Dxe: the event is a HOB, rounded up to eight bytes",
 )
+SPEC_ID_ODD = Quirk(
+    "spec-id-odd",
+    "the log's header lacks its vendorInfo, or is longer than its structure",
+    "PFP 1.06, 10.4.5.1",
+)
 
 STARTUP_LOCALITY_UNLOGGED = Quirk(
     "startup-locality-unlogged",
@@ -159,6 +165,11 @@ def _is_text(event: Any) -> bool:
     return isinstance(event.decoded.claimed_value, AsciiText)
 
 
+def _is_odd_header(event: Any) -> bool:
+    header = event.decoded
+    return header.claimed_vendor_info is None or bool(header.claimed_trailing)
+
+
 # Rows that look at a decoded value; by the value's type, so that an event pays for its own only.
 _BY_VALUE: Mapping[type, tuple[tuple[Quirk, _EventTest], ...]] = MappingProxyType(
     {
@@ -174,6 +185,7 @@ _BY_VALUE: Mapping[type, tuple[tuple[Quirk, _EventTest], ...]] = MappingProxyTyp
             (UNTAGGED_EVENT_TAG, lambda e: e.type == EventType.EV_EVENT_TAG and _is_text(e)),
             (SEPARATOR_TEXT, lambda e: e.type == EventType.EV_SEPARATOR),
         ),
+        SpecIdEvent: ((SPEC_ID_ODD, _is_odd_header),),
         PlatformId: ((PLATFORM_ID_PADDED, lambda e: bool(e.decoded.claimed_trailing)),),
     }
 )
@@ -186,8 +198,9 @@ def _event_quirks(log: EventLog) -> dict[str, tuple[Quirk, list[int]]]:
         fired.setdefault(quirk.id, (quirk, []))[1].append(event.index)
 
     registers = 5 if log.format is LogFormat.CCEL else PCR_COUNT
-    for event in log.events if log.format is LogFormat.TCG_1_2 else log.events[1:]:
-        if event.alg_ids is not log.alg_ids and event.alg_ids != log.alg_ids:
+    for event in log.events:
+        if event.alg_ids is not log.alg_ids and event.alg_ids != log.alg_ids and event.offset:
+            # (event 0, at offset 0, is the header: it has one SHA-1 digest in every format)
             short = len(event.alg_ids) < len(log.alg_ids)
             fire(DIGEST_MISSING if short else DIGEST_ORDER, event)
         if event.pcr >= registers and event.pcr != NO_PCR:
