@@ -51,9 +51,19 @@ class SimulatedIma:
         self.padded = frozenset(padded)
         self.pcr = pcr
         self.values: dict[tuple[HashAlgorithm, int], bytes] = {}
-        self.binary = b""
-        self.ascii = b""
+        self._binary = bytearray()
+        self._ascii = bytearray()
         self.count = 0
+
+    @property
+    def binary(self) -> bytes:
+        """The list as ``binary_runtime_measurements`` gives it."""
+        return bytes(self._binary)
+
+    @property
+    def ascii(self) -> bytes:
+        """The list as ``ascii_runtime_measurements`` gives it."""
+        return bytes(self._ascii)
 
     def boot_aggregate(self, pcrs: Iterable[int] | None = None) -> None:
         """Add the boot_aggregate entry, in the IMA hash's bank if there is one, else SHA-256's."""
@@ -112,9 +122,9 @@ class SimulatedIma:
             stored = self._u32(len(hashed)) + hashed
         listed = bytes(20) if violation else hashlib.sha1(hashed).digest()
         head = self._u32(pcr) + listed + self._u32(len(template)) + template.encode()
-        self.binary += head + stored
+        self._binary += head + stored
         words = [b"%2d" % pcr, listed.hex().encode(), template.encode()]
-        self.ascii += b" ".join(words + [self._shown(*pair) for pair in values]) + b"\n"
+        self._ascii += b" ".join(words + [self._shown(*pair) for pair in values]) + b"\n"
         self.count += 1
         for algorithm in self.boot:
             self._extend(algorithm, pcr, hashed, violation)

@@ -27,7 +27,6 @@ violation's entry names.
 
 from __future__ import annotations
 
-import enum
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,22 +35,9 @@ from typing import Protocol
 
 from undercroft.base import HashAlgorithm, PcrBank, VerificationError
 from undercroft.formats.ima import FileDigest, ImaList
-from undercroft.verify.ima_state import RULES, ImaState
+from undercroft.verify.ima_state import ExtendRule, ImaState
 
 BOOT_AGGREGATE = b"boot_aggregate"
-
-
-class ExtendRule(enum.Enum):
-    """What the kernel extends a bank with.  All but the first are quirks, named in the result."""
-
-    TEMPLATE_HASH = RULES[0]
-    """The bank's own hash of the template data; 0xff bytes for a violation."""
-    PADDED_SHA1 = RULES[1]
-    """SHA-1 padded with zeros, 0xff padded likewise: kernels before 5.8 in every other bank,
-    later ones in a bank whose algorithm they cannot name ("unmapped TPM algorithms")."""
-    PADDED_SHA1_FULL_VIOLATION = RULES[2]
-    """SHA-1 padded with zeros, but 0xff throughout for a violation: a bank whose algorithm the
-    kernel can name but had not loaded when IMA started (``ima_algo_array[i].tfm`` is NULL)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +88,14 @@ def replay_ima(
     """
     if quoted.algorithm.hashlib_name not in hashlib.algorithms_available:
         raise VerificationError("ima.bank", f"{quoted.algorithm} cannot be computed here")
-    first, start, rules = 0, dict[int, bytes](), _rules(quoted.algorithm)
-    if state is not None:
+    rules: Sequence[ExtendRule]
+    if state is None:
+        first, offset, start = 0, 0, dict[int, bytes]()
+        aggregate, rules = _boot_aggregate(measurements), _rules(quoted.algorithm)
+    else:
         _check_state(state, quoted, reset_count)
-        first, start, rules = state.count, dict(state.values), (ExtendRule(state.rule),)
-    aggregate = state.boot_aggregate if state else _boot_aggregate(measurements)
+        first, offset, start = state.count, state.offset, dict(state.values)
+        aggregate, rules = state.boot_aggregate, (state.rule,)
     walk = _Walk.over(measurements, quoted, start)
     reached = _longest_prefix(walk, rules)
     if first + reached.count == 0:
@@ -120,11 +109,11 @@ def replay_ima(
         tuple(v for v in walk.violations if v < reached.count),
         ImaState(
             algorithm=quoted.algorithm,
-            rule=reached.rule.value,
+            rule=reached.rule,
             reset_count=reset_count,
             boot_aggregate=aggregate,
             count=first + reached.count,
-            offset=(state.offset if state else 0) + measurements.binary_size(reached.count),
+            offset=offset + measurements.binary_size(reached.count),
             # The prefix was found by its PCR values: they are the quoted ones.
             values=tuple(sorted(walk.targets.items())),
         ),
@@ -193,21 +182,21 @@ class _Walk:
 
     @classmethod
     def over(cls, measurements: ImaList, quoted: PcrBank, start: dict[int, bytes]) -> _Walk:
-        pcrs = sorted({*start, *measurements.pcrs})
-        missing = [pcr for pcr in pcrs if pcr not in quoted.values]
-        if missing:
+        pcrs = {*start, *[run.pcr for run in measurements.runs]}
+        values = quoted.values
+        if not pcrs <= values.keys():
             raise VerificationError(
                 "ima.pcr-missing",
                 "the list extends a PCR that the quote does not cover",
-                expected=f"PCR {pcrs}",
-                got=f"PCR {sorted(quoted.values)}",
+                expected=f"PCR {sorted(pcrs)}",
+                got=f"PCR {sorted(values)}",
             )
         zero = bytes(quoted.algorithm.size)
         return cls(
             measurements,
             quoted.algorithm,
             {pcr: start.get(pcr, zero) for pcr in pcrs},
-            {pcr: quoted.values[pcr] for pcr in pcrs},
+            {pcr: values[pcr] for pcr in pcrs},
             measurements.violations(),
         )
 
@@ -384,27 +373,34 @@ def verify_boot_aggregate(digest: FileDigest, banks: Sequence[PcrBank]) -> Verif
     Raises VerificationError: check ``ima.boot-aggregate`` if it is another value,
     ``ima.boot-aggregate-bank`` if the PCRs that would tell are not among ``banks``.
     """
-    known = digest.digest
-    bank = next((b for b in banks if known and b.algorithm is known.algorithm), None)
-    if known is None or bank is None or not all(pcr in bank.values for pcr in range(8)):
-        raise _cannot_tell(digest, "PCRs 0 to 7")
-    short = _aggregate(bank, range(8))
-    if known.algorithm is HashAlgorithm.SHA1:
-        if known.value == short:
-            return VerifiedBootAggregate(digest, range(8))
-        raise _other_boot(digest, short)
-    if known.value == short:
-        return VerifiedBootAggregate(digest, range(8), ("ima.boot-aggregate-pcrs-0-7",))
-    if not all(pcr in bank.values for pcr in range(10)):
+    algorithm = digest.algorithm.algorithm if digest.algorithm else None
+    for bank in banks:
+        if bank.algorithm is algorithm:
+            break
+    else:
         raise _cannot_tell(digest, "PCRs 0 to 9")
-    whole = _aggregate(bank, range(10))
-    if known.value != whole:
-        raise _other_boot(digest, whole)
-    return VerifiedBootAggregate(digest, range(10))
+    quoted = bank.values
+    missing, computed = range(0), b""
+    for pcrs, quirks in _COVERED_BY_SHA1 if algorithm is HashAlgorithm.SHA1 else _COVERED:
+        try:
+            values = b"".join([quoted[pcr] for pcr in pcrs])
+        except KeyError:
+            missing = missing or pcrs
+            continue
+        value = _hasher(bank.algorithm)(values).digest()
+        if value == digest.value:
+            return VerifiedBootAggregate(digest, pcrs, quirks)
+        computed = computed or value
+    if missing:
+        raise _cannot_tell(digest, f"PCRs 0 to {missing[-1]}")
+    raise _other_boot(digest, computed)
 
 
-def _aggregate(bank: PcrBank, pcrs: range) -> bytes:
-    return bank.algorithm.hash(*(bank.values[pcr] for pcr in pcrs))
+_COVERED: tuple[tuple[range, tuple[str, ...]], ...] = (
+    (range(10), ()),
+    (range(8), ("ima.boot-aggregate-pcrs-0-7",)),
+)
+_COVERED_BY_SHA1: tuple[tuple[range, tuple[str, ...]], ...] = ((range(8), ()),)
 
 
 def _cannot_tell(digest: FileDigest, needed: str) -> VerificationError:

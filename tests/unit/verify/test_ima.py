@@ -11,13 +11,12 @@ from undercroft.base import HashAlgorithm, PcrBank, VerificationError
 from undercroft.formats.ima import FileDigest, ImaList, LinuxHash, parse_binary
 from undercroft.testing.ima import SimulatedIma, boot_pcrs
 from undercroft.verify.ima import (
-    ExtendRule,
     ReplayedIma,
     check_template_hashes,
     replay_ima,
     verify_boot_aggregate,
 )
-from undercroft.verify.ima_state import parse_state
+from undercroft.verify.ima_state import ExtendRule, parse_state
 
 SHA1, SHA256, SHA384 = HashAlgorithm.SHA1, HashAlgorithm.SHA256, HashAlgorithm.SHA384
 BANKS = [SHA1, SHA256, SHA384, HashAlgorithm.SHA512, HashAlgorithm.SHA3_256]

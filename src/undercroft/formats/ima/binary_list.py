@@ -17,7 +17,6 @@ import struct
 from dataclasses import dataclass
 
 from undercroft.base import PCR_COUNT, HashAlgorithm
-from undercroft.formats.ima.algorithms import LinuxHash
 from undercroft.formats.ima.fields import Order, check_field
 from undercroft.formats.ima.measurements import (
     IMA_EVENT_NAME_LEN_MAX,
@@ -49,16 +48,16 @@ def parse_binary(
     reader = BoundedReader(data, FORMAT, order=order)
     columns = ListBuilder()
     while reader.remaining:
-        run = _entry(reader, columns, hash_algorithm, order)
-        layout = _layout(run.template, run.digest_head, run.digest_size, hash_algorithm.size, order)
-        if layout is not None:
-            _same_run(reader, columns, run, layout, order)
+        layout = _layout(*_shape(data, reader.offset, hash_algorithm.size, order))
+        if layout is None or not _same_run(reader, columns, layout):
+            _entry(reader, columns, hash_algorithm, order)
     return columns.finish(order, hash_algorithm)
 
 
 def _entry(
     reader: BoundedReader, columns: ListBuilder, hash_algorithm: HashAlgorithm, order: Order
-) -> Run:
+) -> None:
+    """Read one entry, of whatever kind, or say what is wrong with it."""
     start = reader.offset
     pcr = reader.u32("the PCR index")
     if pcr >= PCR_COUNT:
@@ -75,7 +74,6 @@ def _entry(
         _check_fields(reader, template, template_data, order, at)
         run = run_of(pcr, template, template_data, order)
     columns.add(run, claimed, template_data)
-    return columns.runs[-1]
 
 
 def _template_name(reader: BoundedReader) -> bytes:
@@ -124,57 +122,96 @@ _FAST_FIELDS = frozenset(
     }
 )
 """Fields of the templates that :func:`_same_run` knows: nearly every entry of every list."""
+_MAX_DIGEST_SIZE = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """The layout of a run's entries: everything before the name's text, and what is constant.
 
-    ``after_head`` is the offset of the template data in an entry; ``fixed`` that of the name's
-    text in the template data; ``last_field`` is true if one more field follows the name.
+    ``pcr``, ``head`` and ``digest_head`` are constant bytes.  ``after_head`` is the offset of the
+    template data in an entry, ``fixed`` that of the name's text in the template data;
+    ``last_field`` is true if one more field follows the name.
     """
 
+    run: Run
     struct: struct.Struct
+    pcr: bytes
     head: bytes
     after_head: int
     fixed: int
     last_field: bool
+    order: Order
+
+
+def _shape(
+    data: bytes, offset: int, hash_size: int, order: Order
+) -> tuple[bytes, bytes, bytes, int, Order]:
+    """Return what the entry at ``offset`` shares with its run, if it is one of a fast run.
+
+    Nothing is checked here: where the bytes are something else, no layout fits them.
+    """
+    at = offset + 4 + hash_size
+    name_at = at + 4
+    data_at = name_at + min(int.from_bytes(data[at:name_at], order), MAX_NAME_SIZE)
+    start = data_at + 4
+    mark = data.find(b":\0", start, start + 80)
+    return (
+        data[offset : offset + 4],
+        data[name_at:data_at],
+        data[start : mark + 2],
+        hash_size,
+        order,
+    )
 
 
 @functools.lru_cache(maxsize=64)
 def _layout(
-    template: Template, digest_head: bytes, digest_size: int, hash_size: int, order: Order
+    pcr: bytes, name: bytes, digest_head: bytes, hash_size: int, order: Order
 ) -> _Layout | None:
-    """Return the layout of a run's entries, or None if they have to be read one by one."""
-    if template.fields not in _FAST_FIELDS:
+    """Return the layout of the entries that have this shape, or None if there is none."""
+    template = template_named(name)
+    if template.fields not in _FAST_FIELDS or int.from_bytes(pcr, order) >= PCR_COUNT:
         return None
-    algorithm = LinuxHash.from_name(digest_head[4:-2].rpartition(b":")[2])
-    if algorithm and algorithm.size != digest_size:
-        return None  # the short digest of a violation, which must be zero
-    head = len(template.name).to_bytes(4, order) + template.name
+    digest_size = int.from_bytes(digest_head[:4], order) - (len(digest_head) - 4)
+    if len(digest_head) < 6 or not 0 <= digest_size <= _MAX_DIGEST_SIZE:
+        return None
+    try:
+        # No byte is zero: the short digest that only a violation may have is read one by one.
+        check_field(template.fields[0], digest_head[4:] + b"\x01" * digest_size)
+    except ValueError:
+        return None
+    head = len(name).to_bytes(4, order) + name
     layout = struct.Struct(
         f"{'<' if order == 'little' else '>'}"
-        f"I{hash_size}s{len(head)}sI{len(digest_head)}s{digest_size}xI"
+        f"4s{hash_size}s{len(head)}sI{len(digest_head)}s{digest_size}xI"
     )
     after_head = 4 + hash_size + len(head) + 4
     return _Layout(
-        layout, head, after_head, layout.size - after_head, len(template.fields or ()) == 3
+        Run(0, 0, int.from_bytes(pcr, order), template, digest_head, digest_size),
+        layout,
+        pcr,
+        head,
+        after_head,
+        layout.size - after_head,
+        len(template.fields) == 3,
+        order,
     )
 
 
-def _same_run(
-    reader: BoundedReader, columns: ListBuilder, run: Run, layout: _Layout, order: Order
-) -> None:
-    """Append the entries that follow and belong to the last run; leave the reader after them.
+def _same_run(reader: BoundedReader, columns: ListBuilder, layout: _Layout) -> int:
+    """Append the entries that have this layout; leave the reader after them; return how many.
 
-    The hot loop.  It takes exactly the entries that :func:`_entry` would take and that share the
-    run's constants; it stops before the first one that differs in any way, and _entry decides.
+    The hot loop.  It takes exactly those entries that :func:`_entry` would take and that have
+    the layout's constants; it stops before the first one that differs in any way.
     """
     unpack, after_head, fixed = layout.struct.unpack_from, layout.after_head, layout.fixed
-    head, digest_head, pcr, last_field = layout.head, run.digest_head, run.pcr, layout.last_field
+    pcr, head, digest_head = layout.pcr, layout.head, layout.run.digest_head
+    last_field, order = layout.last_field, layout.order
     data, offset = reader.data, reader.offset
     size = len(data)
     limit = size - layout.struct.size
+    before = len(columns.template_data)
     hash_done, data_done = columns.claimed_template_hashes.append, columns.template_data.append
     while offset <= limit:
         index, claimed, start, length, digest_start, name_length = unpack(data, offset)
@@ -198,8 +235,9 @@ def _same_run(
         hash_done(claimed)
         data_done(data[begin:end])
         offset = end
-    columns.lengthen()
     reader.offset = offset
+    columns.lengthen(layout.run)
+    return len(columns.template_data) - before
 
 
 def encode_binary(measurements: ImaList) -> bytes:

@@ -189,18 +189,19 @@ class ListBuilder:
         """Append one entry; of ``run``, start and stop are not looked at."""
         self.claimed_template_hashes.append(claimed_template_hash)
         self.template_data.append(data)
-        count = len(self.template_data)
-        last = self.runs[-1] if self.runs else None
-        start = count - 1
-        if last is not None and last.common == run.common:
-            self.runs.pop()
-            start = last.start
-        self.runs.append(Run(start, count, *run.common))
+        self.lengthen(run)
 
-    def lengthen(self) -> None:
-        """Make the last run go to the end, after entries were appended to the columns."""
-        last = self.runs[-1]
-        self.runs[-1] = Run(last.start, len(self.template_data), *last.common)
+    def lengthen(self, run: Run) -> None:
+        """Say that the entries appended last, if any, are of this run."""
+        start, stop = 0, len(self.template_data)
+        if self.runs:
+            last = self.runs[-1]
+            start = last.stop
+            if last.common == run.common:
+                start = last.start
+                self.runs.pop()
+        if start < stop:
+            self.runs.append(Run(start, stop, *run.common))
 
     def finish(self, order: Order, hash_algorithm: HashAlgorithm) -> ImaList:
         """Return the list."""
