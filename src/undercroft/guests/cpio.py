@@ -68,7 +68,7 @@ def write_cpio(entries: Iterable[CpioEntry]) -> bytes:
     by_path: dict[str, CpioEntry] = {}
     for entry in entries:
         parts = entry.path.split("/")
-        if parts[0] or any(part in ("", ".", "..") for part in parts[1:]):
+        if len(parts) < 2 or parts[0] or any(part in ("", ".", "..") for part in parts[1:]):
             raise ValueError(f"not an absolute, normal path: {entry.path!r}")
         if entry.path in by_path:
             raise ValueError(f"twice in one archive: {entry.path}")

@@ -114,7 +114,7 @@ class Guest:
         if self.is_alive():
             with contextlib.suppress(EnvironmentFault):
                 qmp.execute(self.info.run_qmp, "quit", timeout_s=2.0)
-            wait_gone(self.info.qemu, 3.0)
+                wait_gone(self.info.qemu, 3.0)
         _clear(self.info)
 
     def remove(self) -> None:
