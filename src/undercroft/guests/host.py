@@ -75,12 +75,12 @@ _PROGRAMS = (
 _FILES = ((DEBIAN_KEYRING, "debian-archive-keyring", "whom we accept packages from"),)
 
 
-def _version(program: _Program) -> str:
+def _version(program: _Program, path: str) -> str:
     if not program.version:
         return "found"
     try:
         done = subprocess.run(
-            [program.name, *program.version], capture_output=True, text=True,
+            [path, *program.version], capture_output=True, text=True,
             timeout=PROBE_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -92,16 +92,16 @@ def _version(program: _Program) -> str:
 def programs() -> Iterator[Check]:
     """Look for the programs that we run."""
     for program in _PROGRAMS:
-        if shutil.which(program.name) is None:
+        if (path := shutil.which(program.name)) is None:
             state, found = State.MISSING, "not installed"
         else:
-            found = _version(program)
+            found = _version(program, path)
             state = State.MISSING if found.startswith("does not run") else State.OK
         yield Check(program.name, state, found, program.purpose, program.package, program.needed)
-    for path, package, purpose in _FILES:
-        there = path.is_file()
+    for file, package, purpose in _FILES:
+        there = file.is_file()
         yield Check(
-            path.name, State.OK if there else State.MISSING, str(path) if there else "not there",
+            file.name, State.OK if there else State.MISSING, str(file) if there else "not there",
             purpose, package,
         )  # fmt: skip
 
