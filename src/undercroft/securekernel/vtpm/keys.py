@@ -111,11 +111,10 @@ def ak_template(key_type: KeyType) -> bytes:
 def ek_template(ek_type: EkType) -> bytes:
     """Return the template of the EK profile, B.3 and B.4."""
     if ek_type is EkType.ECC_P384:
-        # swtpm provisions this EK with a unique field of 48 zero bytes.
         aes_256_cfb = struct.pack(">HHH", _ALG_AES, 256, _ALG_CFB)
         parameters = aes_256_cfb + struct.pack(">HHH", _ALG_NULL, _ECC_NIST_P384, _ALG_NULL)
         head = struct.pack(">HHI", _ALG_ECC, _SHA384, _EK_ATTRIBUTES | _USER_WITH_AUTH)
-        return head + _sized(_EK_POLICY_B_SHA384) + parameters + _sized(bytes(48)) * 2
+        return head + _sized(_EK_POLICY_B_SHA384) + parameters + _sized(b"") * 2
     aes_128_cfb = struct.pack(">HHH", _ALG_AES, 128, _ALG_CFB)
     if ek_type is EkType.ECC_P256:
         parameters = aes_128_cfb + struct.pack(">HHH", _ALG_NULL, _ECC_NIST_P256, _ALG_NULL)

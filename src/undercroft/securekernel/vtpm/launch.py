@@ -18,12 +18,14 @@ from dataclasses import dataclass
 
 from undercroft.base import EnvironmentFault, HashAlgorithm
 from undercroft.securekernel.vtpm import commands, control, launchlog
+from undercroft.securekernel.vtpm.batch import BatchRunner
 from undercroft.securekernel.vtpm.control import Control
 from undercroft.securekernel.vtpm.keys import SECURE_KERNEL_LOCALITY, KeyType, ak_template
 from undercroft.securekernel.vtpm.launchlog import MAX_MEASURED, LaunchConfig
+from undercroft.securekernel.vtpm.protocol import Batch
 from undercroft.securekernel.vtpm.rc import RC_SUCCESS
 from undercroft.securekernel.vtpm.upstream import Upstream
-from undercroft.securekernel.vtpm.wire import RH_PLATFORM, HandleOf, patched, response_code
+from undercroft.securekernel.vtpm.wire import RH_PLATFORM, HandleOf, response_code
 
 MAX_LOG = 32 * 1024 * 1024
 """Largest log of one launch, in bytes; after that records are refused."""
@@ -43,8 +45,11 @@ class LaunchedKey:
 class Launcher:
     """State of the launch.  The caller of every method that talks to the TPM holds the slot."""
 
-    def __init__(self, upstream: Upstream, config: LaunchConfig | None) -> None:
+    def __init__(
+        self, upstream: Upstream, runner: BatchRunner, config: LaunchConfig | None
+    ) -> None:
         self._upstream = upstream
+        self._runner = runner
         self.config = config
         self.keys: dict[KeyType, LaunchedKey] = {}
         self.number = 0
@@ -146,20 +151,14 @@ class Launcher:
 
     def _make_key(self, key_type: KeyType) -> LaunchedKey | None:
         create = commands.create_primary(RH_PLATFORM, ak_template(key_type))
-        response = self._upstream.execute(create.data, 0)
-        if response_code(response) != RC_SUCCESS:
-            return None
-        created = commands.parse_create_primary(create, response)
         save = commands.context_save(HandleOf(0))
-        saved = self._upstream.execute(patched(save, [created.handle]), 0)
-        self._upstream.execute(commands.flush_context(created.handle).data, 0)
-        return LaunchedKey(created.public, created.name, commands.parse_context_save(save, saved))
+        responses = self._runner.run(Batch.of(0, [create, save]))
+        if response_code(responses[-1]) != RC_SUCCESS:
+            return None
+        created = commands.parse_create_primary(create, responses[0])
+        context = commands.parse_context_save(save, responses[1])
+        return LaunchedKey(created.public, created.name, context)
 
     def _loads(self, context: bytes) -> bool:
-        load = commands.context_load(context)
-        response = self._upstream.execute(load.data, 0)
-        if response_code(response) != RC_SUCCESS:
-            return False
-        handle = commands.parse_context_load(load, response)
-        self._upstream.execute(commands.flush_context(handle).data, 0)
-        return True
+        (response,) = self._runner.run(Batch.of(0, [commands.context_load(context)]))
+        return response_code(response) == RC_SUCCESS

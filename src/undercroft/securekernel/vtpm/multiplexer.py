@@ -6,6 +6,7 @@ No sockets here but swtpm's own (:class:`Upstream`); ``interposer`` listens and 
 from __future__ import annotations
 
 import enum
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -59,6 +60,9 @@ _SU_STATE = b"\0\1"
 _LAST_SESSION = 63
 """Index of the last of MAX_ACTIVE_SESSIONS (64) session handles."""
 
+COURTESY = 1.0
+"""Longest wait of a record for the guest to use a policy session that depends on PCRs, in s."""
+
 SECURE_KERNEL_WAIT = 30.0
 """Longest wait of a batch for its slot, in seconds."""
 
@@ -105,11 +109,13 @@ class Multiplexer:
 
     def __init__(self, upstream: Upstream, launch: LaunchConfig | None = None) -> None:
         self.upstream = upstream
-        self.launcher = Launcher(upstream, launch)
         self.arbiter = Arbiter()
         self.counters = Counters()
         self._runner = BatchRunner(upstream.execute)
+        self.launcher = Launcher(upstream, self._runner, launch)
         self._guest = _GuestState()
+        self._settled = threading.Event()
+        self._settled.set()
 
     # --- the guest's commands -------------------------------------------------------------
 
@@ -172,6 +178,10 @@ class Multiplexer:
         if code == CommandCode.STARTUP and succeeded:
             self._guest.startup = Startup.DONE
             self._launch("resume" if command[10:12] == _SU_STATE else "reset")
+        if code == CommandCode.POLICY_PCR and succeeded:
+            self._settled.clear()
+        elif response[:2] == b"\x80\x02":
+            self._settled.set()
         if code == CommandCode.START_AUTH_SESSION and succeeded:
             return self._keep_one_session_free(response)
         return response
@@ -216,9 +226,20 @@ class Multiplexer:
             return Done(self.launcher.number, self.launcher.log_size, responses)
 
     def record(self, name: str, data: bytes) -> None:
-        """Extend PCR 19 with a record.  Raises EnvironmentFault (VtpmUnavailable, Busy)."""
-        with self._our_slot():
-            self.launcher.record(name, data)
+        """Extend PCR 19 with a record.  Raises EnvironmentFault (VtpmUnavailable, Busy).
+
+        An extend changes pcrUpdateCounter, and that ends every policy session that has gone
+        through TPM2_PolicyPCR (part 3, 23.7).  So if the guest has such a session that it has not
+        used yet, it gets :data:`COURTESY` seconds to do so, whatever it does, and no more.
+        """
+        deadline = time.monotonic() + COURTESY
+        while True:
+            self._settled.wait(max(0.0, deadline - time.monotonic()))
+            with self._our_slot():
+                if self._settled.is_set() or time.monotonic() >= deadline:
+                    self._settled.set()
+                    self.launcher.record(name, data)
+                    return
 
     def launch(self, config: LaunchConfig) -> None:
         """Launch with this configuration at every start from now on, and at once if the TPM runs.
@@ -288,6 +309,7 @@ class Multiplexer:
             case Control.INIT:
                 return self._init(request)
             case Control.STOP:
+                self._reconnect()  # QEMU's power-on and reset start with STOP
                 return self._stop()
             case Control.SHUTDOWN:
                 self._guest.powered_on = False
@@ -323,11 +345,9 @@ class Multiplexer:
         return control.result(control.TPM_SUCCESS)
 
     def _init(self, request: Request) -> bytes:
-        """_TPM_Init: power on, or reset.  A lost swtpm that is back is connected to again."""
+        """_TPM_Init: power on, or reset.  Here, too, a lost swtpm is looked for again."""
         with self.arbiter.slot(Side.GUEST):
-            if self.upstream.fault:
-                self.upstream.connect()
-                self.note("connected to swtpm again")
+            self._reconnect()
             self.launcher.forget()
             reply = self.upstream.control(request.data)
             self.counters.inits += 1
@@ -335,6 +355,11 @@ class Multiplexer:
             if self._guest.running:
                 self._start()
             return reply
+
+    def _reconnect(self) -> None:
+        if self.upstream.fault:
+            self.upstream.connect()
+            self.note("connected to swtpm again")
 
     def _start(self) -> None:
         """Start the TPM before the guest does, or leave that to a guest that has state saved."""

@@ -77,6 +77,11 @@ class Batch:
     locality: int
     commands: tuple[RawCommand, ...]
 
+    @classmethod
+    def of(cls, locality: int, commands: Sequence[Command]) -> Batch:
+        """Return the batch of these commands."""
+        return cls(locality, tuple(RawCommand(each.data, each.patches) for each in commands))
+
 
 def encode_batch(locality: int, commands: Sequence[Command]) -> bytes:
     """Return the BATCH request of ``commands``."""

@@ -53,6 +53,7 @@ class CommandCode(enum.IntEnum):
     NV_READ_PUBLIC = 0x169
     POLICY_COMMAND_CODE = 0x16C
     POLICY_LOCALITY = 0x16F
+    POLICY_PCR = 0x17F
     READ_PUBLIC = 0x173
     START_AUTH_SESSION = 0x176
     GET_CAPABILITY = 0x17A
@@ -150,22 +151,6 @@ def build(
         out.data, 0, ST_SESSIONS if auths else ST_NO_SESSIONS, len(out.data), int(code)
     )
     return Command(code, bytes(out.data), tuple(out.patches))
-
-
-def patched(command: Command, handles: Sequence[int | None]) -> bytes:
-    """Return the command's bytes with the handles that earlier responses brought.
-
-    Raises ValueError where the batch has no such handle.
-    """
-    if not command.patches:
-        return command.data
-    data = bytearray(command.data)
-    for offset, index in command.patches:
-        handle = handles[index] if 0 <= index < len(handles) else None
-        if handle is None or not HEADER.size <= offset <= len(data) - 4:
-            raise ValueError(f"command {command.code.name} refers to a handle that does not exist")
-        data[offset : offset + 4] = handle.to_bytes(4, "big")
-    return bytes(data)
 
 
 def response_code(response: bytes) -> int:

@@ -14,7 +14,6 @@ from undercroft.securekernel.vtpm.wire import (
     build,
     error_response,
     parse_response,
-    patched,
     response_code,
 )
 
@@ -32,15 +31,10 @@ def test_a_command_with_the_empty_password() -> None:
     )
 
 
-def test_open_handles_are_patched_in_the_handle_and_authorization_areas() -> None:
+def test_open_handles_are_noted_in_the_handle_and_authorization_areas() -> None:
     command = build(CommandCode.QUOTE, handles=[HandleOf(0)], auths=[Auth(HandleOf(1))])
-    data = patched(command, [0x80000002, 0x03000001])
-    assert data[10:14].hex() == "80000002"
-    assert data[18:22].hex() == "03000001"
-    with pytest.raises(ValueError, match="does not exist"):
-        patched(command, [0x80000002])
-    with pytest.raises(ValueError, match="does not exist"):
-        patched(command, [None, 0x03000001])
+    assert command.patches == ((10, 0), (18, 1))
+    assert command.data[10:22].hex() == "00000000" + "00000009" + "00000000"
 
 
 def test_a_command_beyond_4096_bytes_is_the_callers_mistake() -> None:
