@@ -61,8 +61,6 @@ def kvm_device_fault() -> str:
 
 def probe_kvm(kernel: Path) -> tuple[bool, str]:
     """Boot ``kernel`` (a bzImage) under KVM; return whether it came up, and what was seen."""
-    if fault := kvm_device_fault():
-        return False, fault
     with tempfile.TemporaryDirectory(prefix="undercroft-kvm-") as folder:
         log = Path(folder, "serial.log")
         command = [
@@ -107,6 +105,8 @@ def _host() -> str:
 
 def kvm_works(home: Path, kernel: Path) -> tuple[bool, str]:
     """Return :func:`probe_kvm`'s answer, asked once for each boot of this machine."""
+    if fault := kvm_device_fault():
+        return False, fault  # what a group membership mends at once is not remembered
     path = home / "kvm.json"
     if path.is_file():
         try:

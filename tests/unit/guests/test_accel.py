@@ -56,9 +56,10 @@ def test_no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probe_kvm(KERNEL) == (False, "qemu-system-x86_64 is not installed")
 
 
-def test_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_device_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accel, "kvm_device_fault", lambda: "there is no /dev/kvm")
-    assert probe_kvm(KERNEL) == (False, "there is no /dev/kvm")
+    assert kvm_works(tmp_path, KERNEL) == (False, "there is no /dev/kvm")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_answer_is_kept_for_this_boot(
