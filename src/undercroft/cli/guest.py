@@ -146,7 +146,7 @@ def _guest_json(guest: Guest) -> dict[str, JsonValue]:
     info = guest.info
     return {
         "name": info.name,
-        "alive": guest.is_alive(),
+        "state": guest.state(),
         "pid": info.qemu.pid,
         "accel": info.accel,
         "cpu": info.cpu,
@@ -216,11 +216,13 @@ def list_command(as_json: Json = False) -> None:
     table = Table("name", "state", "pid", "accel", "kernel", "started", box=None, pad_edge=False)
     for guest in known:
         info = guest.info
-        state = "running" if guest.is_alive() else "stopped"
         table.add_row(
-            info.name, state, str(info.qemu.pid), info.accel, info.kernel_release, info.started
-        )
+            info.name, guest.state(), str(info.qemu.pid), info.accel, info.kernel_release,
+            info.started,
+        )  # fmt: skip
     Console().print(table)
+    if any(guest.state() == "died" for guest in known):
+        typer.echo("died: it ended by itself; `undercroft guest stop NAME` clears what it left")
 
 
 @app.command("stop")

@@ -15,7 +15,7 @@ from undercroft.packages import Archive, VerifiedPackage
 from undercroft.packages.unpack import unpack
 
 MAKE_TIMEOUT_S = 300.0
-_NEEDED = re.compile(r"(linux-headers-[a-z0-9.+-]+-common|linux-kbuild-[a-z0-9.+-]+) \(([^)]*)\)")
+_NEEDED = re.compile(r"\b(linux-headers-[a-z0-9.+-]+-common|linux-kbuild-[a-z0-9.+-]+)(?=[ ,]|$)")
 _LIBELF = re.compile(r"libelf1\w*")
 
 Say = Callable[[str], None]

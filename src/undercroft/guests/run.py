@@ -70,6 +70,13 @@ class Guest:
         """Whether the hypervisor process runs."""
         return self.info.qemu.is_alive()
 
+    def state(self) -> str:
+        """Return ``running``, ``stopped``, or ``died`` if it ended and left something behind."""
+        if self.is_alive():
+            return "running"
+        others = any(process.is_alive() for process in self.info.processes.values())
+        return "died" if others or self.info.ram.exists() else "stopped"
+
     def _died(self, doing: str) -> EnvironmentFault:
         log = self.info.folder / "qemu.log"
         return EnvironmentFault(

@@ -78,7 +78,15 @@ def test_a_stopped_guest_is_listed(invoke: Invoke, home: Path) -> None:
     _guest(home)
     assert "stopped" in invoke("list").stdout
     (row,) = json.loads(invoke("list", "--json").stdout)
-    assert (row["name"], row["alive"], row["kernel_release"]) == ("g", False, "6.1.0")
+    assert (row["name"], row["state"], row["kernel_release"]) == ("g", "stopped", "6.1.0")
+
+
+def test_what_a_dead_guest_left_is_told(invoke: Invoke, home: Path) -> None:
+    guest = _guest(home)
+    guest.info.ram.touch()
+    assert "died" in invoke("list").stdout
+    assert invoke("stop", "g").exit_code == 0
+    assert not guest.info.ram.exists()
 
 
 def test_a_broken_guest_is_told_on_standard_error(invoke: Invoke, home: Path) -> None:
