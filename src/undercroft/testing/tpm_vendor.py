@@ -9,10 +9,12 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
@@ -31,8 +33,8 @@ END = datetime.datetime(2040, 1, 1, tzinfo=datetime.UTC)
 AIA = "http://tpm-vendor.example/intermediate.crt"
 CRL_ADDRESS = "http://tpm-vendor.example/intermediate.crl"
 
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
-Extensions = Iterable[tuple[x509.ExtensionType, bool]]
+PublicKey: TypeAlias = CertificatePublicKeyTypes
+Extensions: TypeAlias = Iterable[tuple[x509.ExtensionType, bool]]
 
 
 def name(common_name: str) -> x509.Name:

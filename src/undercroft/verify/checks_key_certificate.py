@@ -75,7 +75,7 @@ class CertificateProfile:
             self.certified_key,
             self.not_ca,
             self.key_usage,
-            self.extended_usage,
+            *((self.extended_usage,) if self.purpose else ()),
             *((self.policy,) if self.policies else ()),
             self.path.chain,
             self.path.validity,

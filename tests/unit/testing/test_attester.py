@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from undercroft.base import HashAlgorithm
-from undercroft.formats.tpm import PcrSelectionList
+from undercroft.formats.tpm import PcrSelectionList, Scheme, TpmAlg
 from undercroft.testing import AkKind, SimulatedAttester
+from undercroft.testing.attester import sign
 from undercroft.verify.quote import verify_quote
 
 SHA256 = HashAlgorithm.SHA256
@@ -55,3 +56,9 @@ def test_a_pcr_can_be_set_but_not_to_another_length() -> None:
     assert bank.values[0] == b"\x07" * 32
     with pytest.raises(ValueError, match="32 bytes"):
         attester.set_pcr(SHA256, 0, b"\x07" * 20)
+
+
+def test_a_scheme_without_a_hash_cannot_sign() -> None:
+    attester = SimulatedAttester(AkKind.RSASSA)
+    with pytest.raises(ValueError, match="no hash"):
+        sign(attester.private, Scheme(TpmAlg.RSAES), b"message")
