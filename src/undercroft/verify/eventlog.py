@@ -19,6 +19,7 @@ from undercroft.base import PCR_COUNT, HashAlgorithm, PcrBank, VerificationError
 from undercroft.formats.eventlog import Event, EventLog, LogFormat
 from undercroft.formats.eventlog.types import NO_ACTION
 from undercroft.formats.eventlog.value import hasher
+from undercroft.formats.eventlog.words import register_name
 from undercroft.verify.quirks import (
     DRTM_PCRS,
     NO_PCR,
@@ -170,7 +171,7 @@ def verify_eventlog(
             fired += [FiredQuirk(quirk, ())] if quirk else []
             locality = how.locality if pcr == 0 else locality
         elif pcr not in may_differ:
-            raise _differs(replayed, quoted, pcr)
+            raise _differs(replayed, quoted, pcr, register_name(pcr, log.format))
     return ReplayedLog(
         log,
         tuple([event for event in log.events if event.extends and event.pcr in explained]),
@@ -232,15 +233,16 @@ def _same(value: bytes, bank: PcrBank, pcr: int) -> bool:
     return hmac.compare_digest(value, bank.values[pcr])
 
 
-def _differs(replayed: ReplayedPcrs, quoted: Sequence[PcrBank], pcr: int) -> VerificationError:
+def _differs(
+    replayed: ReplayedPcrs, quoted: Sequence[PcrBank], pcr: int, name: str
+) -> VerificationError:
     for bank in quoted:
         value = _plain(replayed, pcr, bank.algorithm)
         if pcr in bank.values and not _same(value, bank, pcr):
             break
-    name = f"PCR {pcr} of the {bank.algorithm} bank"
     return VerificationError(
         "eventlog.replay",
-        f"{name} is not what the event log replays to",
+        f"{name} of the {bank.algorithm} bank is not what the event log replays to",
         expected=value.hex(),
         got=bank.values[pcr].hex(),
         remedy="take the log and the quote again, of the same boot; if they still differ, the "

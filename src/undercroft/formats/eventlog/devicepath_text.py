@@ -132,7 +132,7 @@ def _nvme(data: bytes) -> str:
 
 def _addresses(data: bytes) -> str:
     size = 16 if data[:1] == b"\x01" else 4
-    if len(data) % 16 != 1:
+    if len(data) % 16 != 1 or len(data) == 1:
         return ""
     chunks = [data[at : at + size] for at in range(1, len(data), 16)]
     return f"Dns({','.join(str(ipaddress.ip_address(chunk)) for chunk in chunks)})"

@@ -31,7 +31,6 @@ GRUB_PREFIXES = (
     b"grub_cmd ",
     b"grub_kernel_cmdline ",
 )
-_PREFIX_STARTS = (b"grub_", b"kernel_cmdline: ", b"module_cmdline: ")
 
 SHIM_LISTS = (b"MokList", b"MokListX", b"SbatLevel", b"Shim", b"HSIStatus", b"MokListXRT")
 SHIM_FLAGS = (b"MokListTrusted", b"MokSBState", b"MokDBState", b"MokIgnoreDB", b"MokPolicy")
@@ -107,12 +106,10 @@ class MeasuredContents(EventValue, frozen=True):
 
 def decode_ipl(data: bytes, digests: Digests) -> Decoded:
     """EV_IPL, in any PCR."""
-    if data.startswith(_PREFIX_STARTS):
-        for prefix in GRUB_PREFIXES:
-            if data.startswith(prefix):
-                decoded = _grub(prefix, data, digests)
-                if decoded is not None:
-                    return decoded
+    if data.startswith(GRUB_PREFIXES):
+        decoded = _grub(data, digests)
+        if decoded is not None:
+            return decoded
     name = data.partition(b"\0")[0]
     if name in _SHIM_NAMES and len(data) - len(name) <= 2:
         return _shim(name, data, digests)
@@ -124,7 +121,8 @@ def decode_ipl(data: bytes, digests: Digests) -> Decoded:
     return _utf16(data, digests)
 
 
-def _grub(prefix: bytes, data: bytes, digests: Digests) -> Decoded | None:
+def _grub(data: bytes, digests: Digests) -> Decoded | None:
+    prefix = next(p for p in GRUB_PREFIXES if data.startswith(p))
     body = data[len(prefix) :]
     text = body[:-1] if body[-1:] == b"\0" else body
     try:
@@ -147,7 +145,8 @@ def _shim(name: bytes, data: bytes, digests: Digests) -> Decoded:
 
 def _utf16(data: bytes, digests: Digests) -> Decoded:
     # An odd number of bytes: the log holds half of the NUL; quirk utf16-log-cut.
-    text = utf16_text(data + b"\0" if len(data) % 2 else data)
+    cut = len(data) % 2 and data.endswith(b"\0")
+    text = utf16_text(data + b"\0" if cut else data)
     if text is None:
         return perhaps_covered(Opaque(data, "not text"), data, digests)
     body = text.text.encode("utf-16-le")

@@ -17,8 +17,8 @@ from undercroft.formats.eventlog.value import (
     DigestCheck,
     Digests,
     EventValue,
-    covered,
     hashes_to,
+    perhaps_covered,
 )
 from undercroft.formats.reader import BoundedReader
 
@@ -137,7 +137,7 @@ def decode_event_tag(data: bytes, digests: Digests) -> Decoded:
         text = ascii_text(tags[0].data) or utf16_text(tags[0].data)
         if text is not None:
             return NamedMeasurement(tags[0].id, text), DigestCheck.NOT_RECOMPUTABLE
-    return covered(value, data, digests)
+    return perhaps_covered(value, data, digests)
 
 
 def decode_tags(data: bytes) -> TaggedEvents:

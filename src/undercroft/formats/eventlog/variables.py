@@ -11,9 +11,7 @@ from collections.abc import Callable
 
 from undercroft.base import FormatError
 from undercroft.formats.eventlog.devicepath import DevicePath, decode_device_path
-from undercroft.formats.eventlog.guid import EFI_GLOBAL_VARIABLE
 from undercroft.formats.eventlog.signatures import (
-    SignatureDatabase,
     decode_signature,
     decode_signature_database,
 )
@@ -244,7 +242,8 @@ def _whole(variable: UefiVariable, data: bytes, digests: Digests) -> Decoded:
 def _boot_content(name: str, value: bytes, at: int) -> EventValue | None:
     if name in _ORDERS:
         return _boot_order(value)
-    return _content(decode_load_option, value, at) if _is_option(name) else None
+    # An option that does not exist is measured with no data.
+    return _content(decode_load_option, value, at) if value and _is_option(name) else None
 
 
 def decode_boot(data: bytes, digests: Digests) -> Decoded:
@@ -261,13 +260,3 @@ def decode_boot2(data: bytes, digests: Digests) -> Decoded:
     guid, name, value, trailing, at = _split(data)
     content = _boot_content(name, value, at)
     return _whole(UefiVariable(guid, name, value, content, trailing), data, digests)
-
-
-def database(variable: UefiVariable) -> SignatureDatabase | None:
-    """Return the signature database in a variable, None if it holds none that we could read."""
-    return variable.content if isinstance(variable.content, SignatureDatabase) else None
-
-
-def is_global(variable: UefiVariable, name: str) -> bool:
-    """Is this the architectural variable of that name (EFI_GLOBAL_VARIABLE)?"""
-    return variable.name == name and variable.guid == EFI_GLOBAL_VARIABLE
