@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from undercroft.appraise.ima_carried import KEPT, ImaCarried, ImaTally
 from undercroft.appraise.ima_entry import (
@@ -185,18 +186,17 @@ def _judge_run(
     found = _look_up(measurements, run, stop, judge)
     for index in replayed.violations:
         if run.start <= index < stop:
-            found[index - run.start] = None
-    for grade in set(found):
-        if grade is not None:
-            seen.known(grade, found.count(grade))
-    if None in found:
-        for at, grade in enumerate(found, run.start):
-            if grade is None:
-                _judge_entry(measurements, at, replayed.first + at, judge, boot_pcrs, seen)
+            found[index - run.start] = ""
+    grades = set(found)
+    for grade in grades - {""}:
+        seen.known(grade, found.count(grade))
+    if "" in grades:
+        for at in [at for at, grade in enumerate(found, run.start) if not grade]:
+            _judge_entry(measurements, at, replayed.first + at, judge, boot_pcrs, seen)
 
 
-def _look_up(measurements: ImaList, run: Run, stop: int, judge: ImaJudge) -> list[str | None]:
-    """Return for each entry the name of the grade of the reference that explains it, or None.
+def _look_up(measurements: ImaList, run: Run, stop: int, judge: ImaJudge) -> list[str]:
+    """Return for each entry the name of the grade of the reference that explains it, or nothing.
 
     The hot path: where the template data up to the name's end is all that a reference fixes,
     one dictionary look-up tells that path and digest are known.
@@ -205,13 +205,13 @@ def _look_up(measurements: ImaList, run: Run, stop: int, judge: ImaJudge) -> lis
     fields = run.template.fields
     accepted = judge.references.accepted(run.digest_head, run.digest_size, measurements.order)
     if not accepted or fields is None or fields[1:2] != ("n-ng",) or "buf" in fields:
-        return [None] * len(datas)
+        return [""] * len(datas)
     if len(fields) == 2:
-        return list(map(accepted.get, datas))
+        return list(map(accepted.get, datas, repeat("")))
     at = len(run.digest_head) + run.digest_size
     text = at + 4
     order = measurements.order
-    return [accepted.get(d[: text + int.from_bytes(d[at:text], order)]) for d in datas]
+    return [accepted.get(d[: text + int.from_bytes(d[at:text], order)], "") for d in datas]
 
 
 def _judge_entry(
