@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from undercroft.base import Finding, FormatError, JsonValue, MemoryFault, Outcome
+from undercroft.base import Finding, JsonValue, MemoryFault, Outcome
 from undercroft.formats.kernel import KernelImage
 from undercroft.securekernel.arch.x86_64.paging import AddressSpace
 from undercroft.securekernel.linux.mapped import MappedRange, map_range
@@ -259,17 +259,25 @@ def running_banner(memory: PhysicalMemory, vcpu: VcpuState) -> str:
     at = vcpu.lstar if vcpu.lstar is not None else vcpu.rip
     if not _KERNEL_MAP <= at < _KERNEL_MAP + _KERNEL_MAP_SIZE:
         return ""
-    space = AddressSpace(memory, vcpu.cr3 & ~_PTI_USER_BIT, bool(vcpu.cr4 & _CR4_LA57))
     start = max(_KERNEL_MAP, (at & ~(_ALIGN - 1)) - 16 * _ALIGN)
-    for vaddr in range(start, start + 32 * _ALIGN, _ALIGN):
-        try:
-            data = space.read(vaddr, _ALIGN)
-        except (MemoryFault, FormatError):
-            continue
-        found = data.find(_BANNER)
-        while found >= 0:
-            text = data[found : found + 256].split(b"\n", 1)[0].split(b"\0", 1)[0]
-            if text.isascii() and text[len(_BANNER) : len(_BANNER) + 1].isdigit():
-                return text.decode("ascii")
-            found = data.find(_BANNER, found + 1)
+    for root in (vcpu.cr3, vcpu.cr3 & ~_PTI_USER_BIT):
+        space = AddressSpace(memory, root, bool(vcpu.cr4 & _CR4_LA57))
+        for vaddr in range(start, start + 32 * _ALIGN, _ALIGN):
+            try:
+                data = space.read(vaddr, _ALIGN)
+            except MemoryFault:
+                continue
+            found = _banner_in(data)
+            if found:
+                return found
+    return ""
+
+
+def _banner_in(data: bytes) -> str:
+    found = data.find(_BANNER)
+    while found >= 0:
+        text = data[found : found + 256].split(b"\n", 1)[0].split(b"\0", 1)[0]
+        if text.isascii() and text[len(_BANNER) : len(_BANNER) + 1].isdigit():
+            return text.decode("ascii")
+        found = data.find(_BANNER, found + 1)
     return ""
