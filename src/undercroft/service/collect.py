@@ -1,7 +1,8 @@
-"""Collecting evidence: the secure kernel's record, a quote bound to it, and both logs."""
+"""Collecting evidence: the secure kernel's record, both logs, and a quote that binds them."""
 
 from __future__ import annotations
 
+from undercroft.base import EnvironmentFault
 from undercroft.formats.evidence import (
     Challenge,
     Evidence,
@@ -12,18 +13,31 @@ from undercroft.formats.evidence import (
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.vtpm.client import VtpmClient
 
+TRIES = 8
+"""How often the guest may measure a file in the few milliseconds between log and quote."""
+
 
 def collect(kernel: SecureKernel, client: VtpmClient, challenge: Challenge) -> Evidence:
-    """Answer ``challenge``: look at the guest, quote, then read the logs.
+    """Answer ``challenge``: look at the guest, read its logs, and quote over it all.
 
-    The logs are read after the quote, so that they are at least as long as what it vouches for.
-    Raises GuestGone if the guest ended meanwhile, VtpmUnavailable or TpmError if it cannot quote.
+    The quote binds the logs as they were read. If the guest measured something before the quote,
+    the quoted PCR is ahead of the list; then everything is done again.
+    Raises GuestGone if the guest ended meanwhile, VtpmUnavailable or TpmError if it cannot quote,
+    EnvironmentFault if the guest does not stop measuring.
     """
-    record = encode_record(kernel.record())
-    quote = client.quote(qualifying_data(challenge.nonce, record), challenge.selection)
-    return Evidence(
-        quote=QuoteItem(quote.attest, quote.signature, quote.ak_public, quote.pcrs),
-        eventlog=kernel.event_log(),
-        ima_list=kernel.ima_list(),
-        record=record,
+    for _ in range(TRIES):
+        record = encode_record(kernel.record())
+        eventlog, ima_list = kernel.event_log(), kernel.ima_list()
+        bound = qualifying_data(
+            challenge.nonce, record=record, eventlog=eventlog, ima_list=ima_list
+        )
+        quote = client.quote(bound, challenge.selection)
+        if kernel.ima_list() == ima_list:
+            item = QuoteItem(quote.attest, quote.signature, quote.ak_public, quote.pcrs)
+            return Evidence(item, eventlog, ima_list, record)
+    raise EnvironmentFault(
+        "the guest measures new files all the time",
+        where=kernel.guest.name,
+        expected=f"a quiet moment in {TRIES} tries",
+        remedy="try again",
     )

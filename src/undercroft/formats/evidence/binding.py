@@ -1,4 +1,4 @@
-"""How one TPM quote binds the verifier's nonce and the secure kernel's record."""
+"""How one TPM quote binds the verifier's nonce and every other part of the evidence."""
 
 from __future__ import annotations
 
@@ -9,14 +9,29 @@ from undercroft.base import Nonce
 _DOMAIN = b"undercroft.evidence.v1\0"
 """Keeps this hash apart from any other use of the same key, and from other versions of ours."""
 
+_ABSENT, _PRESENT = b"\0", b"\1"
 
-def qualifying_data(nonce: Nonce, record: bytes | None) -> bytes:
+
+def qualifying_data(
+    nonce: Nonce, *, record: bytes | None, eventlog: bytes | None, ima_list: bytes | None
+) -> bytes:
     """Return the 32 bytes that a quote has to carry as qualifyingData (TPMS_ATTEST.extraData).
 
-    SHA-256(domain || nonce || SHA-256(record)), where ``record`` is the encoded
-    SecureKernelRecord as it stands in the evidence, or empty if there is none (an agent-only
-    machine).  Only the nonce varies in length, and it stands between two fixed ones, so no two
-    inputs run together.
+    SHA-256(domain || nonce || P(record) || P(eventlog) || P(ima_list)), where P(part) is
+    SHA-256(01 || part) or, for a part that is not in the evidence, SHA-256(00). Each part is its
+    bytes as they stand in the evidence. Only the nonce varies in length, and it stands between
+    two that do not, so no two inputs run together.
+
+    The logs are bound although they replay to quoted PCRs: a replay covers one digest of each
+    event, and not the other banks' digests or the data that no digest is over.
     """
-    inner = hashlib.sha256(record or b"").digest()
-    return hashlib.sha256(_DOMAIN + nonce.value + inner).digest()
+    state = hashlib.sha256(_DOMAIN + nonce.value)
+    for part in (record, eventlog, ima_list):
+        state.update(_part(part))
+    return state.digest()
+
+
+def _part(part: bytes | None) -> bytes:
+    state = hashlib.sha256(_ABSENT if part is None else _PRESENT)
+    state.update(part or b"")
+    return state.digest()

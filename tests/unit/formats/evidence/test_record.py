@@ -91,16 +91,24 @@ def test_details_without_an_encoding_are_our_own_mistake() -> None:
 
 def test_the_binding_is_the_formula() -> None:
     nonce = Nonce(bytes(range(32)))
-    inner = hashlib.sha256(b"record").digest()
+    parts = [b"\1record", b"\0", b"\1"]
+    inner = b"".join(hashlib.sha256(part).digest() for part in parts)
     expected = hashlib.sha256(b"undercroft.evidence.v1\0" + nonce.value + inner).digest()
-    assert qualifying_data(nonce, b"record") == expected
-    assert qualifying_data(nonce, None) == qualifying_data(nonce, b"")
+    assert qualifying_data(nonce, record=b"record", eventlog=None, ima_list=b"") == expected
 
 
-@given(st.binary(min_size=16, max_size=64), st.binary(), st.binary(min_size=16), st.binary())
-def test_another_nonce_or_record_gives_another_value(
-    nonce: bytes, record: bytes, other_nonce: bytes, other: bytes
+Part = st.none() | st.binary(max_size=3)
+Bound = st.tuples(st.binary(min_size=16, max_size=18), Part, Part, Part)
+
+
+def bind(bound: tuple[bytes, bytes | None, bytes | None, bytes | None]) -> bytes:
+    nonce, record, eventlog, ima_list = bound
+    return qualifying_data(Nonce(nonce), record=record, eventlog=eventlog, ima_list=ima_list)
+
+
+@given(Bound, Bound)
+def test_another_nonce_or_part_gives_another_value(
+    one: tuple[bytes, bytes | None, bytes | None, bytes | None],
+    other: tuple[bytes, bytes | None, bytes | None, bytes | None],
 ) -> None:
-    same = (nonce, record) == (other_nonce[:64], other)
-    bound = qualifying_data(Nonce(nonce), record)
-    assert (bound == qualifying_data(Nonce(other_nonce[:64]), other)) is same
+    assert (bind(one) == bind(other)) is (one == other)

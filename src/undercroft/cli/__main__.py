@@ -1,0 +1,5 @@
+"""``python -m undercroft.cli`` is ``undercroft``."""
+
+from undercroft.cli.main import main
+
+main()
