@@ -19,6 +19,7 @@ Finding ids:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -184,9 +185,9 @@ def _judge_run(
     measurements = replayed.measurements
     stop = min(run.stop, replayed.vouched)
     found = _look_up(measurements, run, stop, judge)
-    for index in replayed.violations:
-        if run.start <= index < stop:
-            found[index - run.start] = ""
+    violations = replayed.violations
+    for index in violations[bisect_left(violations, run.start) : bisect_left(violations, stop)]:
+        found[index - run.start] = ""
     grades = set(found)
     for grade in grades - {""}:
         seen.known(grade, found.count(grade))

@@ -302,7 +302,8 @@ def _many_pcrs(walk: _Walk, rule: ExtendRule) -> tuple[int | None, dict[int, byt
         for index in range(run.start, run.stop):
             digest = invalid
             if index not in violations:
-                digest = _template_hash(walk, rule, index)
+                data = walk.measurements.template_data[index]
+                digest = _template_hash(data, rule, walk.algorithm)
                 claimed = walk.measurements.claimed_template_hashes[index]
                 if compared and digest != claimed:
                     raise _wrong_hash(index, digest, claimed)
@@ -312,11 +313,10 @@ def _many_pcrs(walk: _Walk, rule: ExtendRule) -> tuple[int | None, dict[int, byt
     return found, values
 
 
-def _template_hash(walk: _Walk, rule: ExtendRule, index: int) -> bytes:
-    data = walk.measurements.template_data[index]
+def _template_hash(data: bytes, rule: ExtendRule, algorithm: HashAlgorithm) -> bytes:
     if rule is ExtendRule.TEMPLATE_HASH:
-        return _hasher(walk.algorithm)(data).digest()
-    return hashlib.sha1(data).digest().ljust(walk.algorithm.size, b"\0")
+        return _hasher(algorithm)(data).digest()
+    return hashlib.sha1(data).digest().ljust(algorithm.size, b"\0")
 
 
 def _violation_digest(rule: ExtendRule, algorithm: HashAlgorithm) -> bytes:
@@ -332,6 +332,27 @@ def _wrong_hash(index: int, computed: bytes, claimed: bytes) -> VerificationErro
         expected=computed.hex(),
         got=claimed.hex(),
     )
+
+
+def replay_pcrs(
+    measurements: ImaList,
+    algorithm: HashAlgorithm,
+    rule: ExtendRule = ExtendRule.TEMPLATE_HASH,
+) -> dict[int, bytes]:
+    """Return the PCRs that the whole list leads to, from zero, by ascending index.
+
+    For looking at a list: nothing is compared, not even the listed template hashes.
+    """
+    invalid = _violation_digest(rule, algorithm)
+    violations = frozenset(measurements.violations())
+    extend = _hasher(algorithm)
+    values = dict.fromkeys(measurements.pcrs, bytes(algorithm.size))
+    for run in measurements.runs:
+        for index in range(run.start, run.stop):
+            data = measurements.template_data[index]
+            digest = invalid if index in violations else _template_hash(data, rule, algorithm)
+            values[run.pcr] = extend(values[run.pcr] + digest).digest()
+    return values
 
 
 def check_template_hashes(measurements: ImaList) -> tuple[int, ...]:

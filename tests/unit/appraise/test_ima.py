@@ -304,6 +304,22 @@ def test_a_violation_that_claims_an_excluded_path_is_still_a_violation() -> None
     assert only(violated("/var/log/wtmp", rules)).finding.id == "ima.violation"
 
 
+def test_violations_among_entries_of_several_runs() -> None:
+    kernel = booted()
+    known = hashlib.sha256(b"sh").digest()
+    for _ in range(3):
+        kernel.entry("/usr/bin/sh", known, violation=True)
+        kernel.buffer("kernel_version", b"6.1")
+        kernel.measure("/usr/bin/sh", b"sh")
+    rules = ImaRules(AFFIRMED, buffers=(("*", None),))
+    assert kinds(appraised(kernel, judge(rules))) == {
+        "known": 7,
+        "boot-aggregate": 1,
+        "violation": 3,
+        "buffer-stated": 3,
+    }
+
+
 # --- exclusion, and nothing left to compare ----------------------------------------------------
 
 

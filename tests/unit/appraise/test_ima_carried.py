@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undercroft.appraise.ima_carried import ImaCarried, ImaTally, parse_carried
@@ -68,6 +68,7 @@ def test_anything_else_is_refused(case: str) -> None:
         parse_carried(BAD[case])
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(GOOD)), st.binary(max_size=4))
 def test_damage_is_refused_or_encodes_to_itself(at: int, patch: bytes) -> None:
     data = GOOD[:at] + patch + GOOD[at + len(patch) :]

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undercroft.base import HashAlgorithm, PcrBank, VerificationError
@@ -14,6 +14,7 @@ from undercroft.verify.ima import (
     ReplayedIma,
     check_template_hashes,
     replay_ima,
+    replay_pcrs,
     verify_boot_aggregate,
 )
 from undercroft.verify.ima_state import ExtendRule, parse_state
@@ -236,6 +237,18 @@ def test_two_pcrs_of_which_nothing_is_quoted() -> None:
     refused("ima.empty", parse_binary(two_pcrs().binary), quoted)
 
 
+@pytest.mark.parametrize("rule", [ExtendRule.TEMPLATE_HASH, ExtendRule.PADDED_SHA1])
+@pytest.mark.parametrize("bank", [SHA1, SHA256], ids=str)
+def test_where_a_list_leads_without_a_quote(bank: HashAlgorithm, rule: ExtendRule) -> None:
+    kernel = two_pcrs(padded=rule is ExtendRule.PADDED_SHA1)
+    values = replay_pcrs(parse_binary(kernel.binary), bank, rule)
+    assert values == {pcr: kernel.bank(bank).values[pcr] for pcr in (10, 11)}
+
+
+def test_an_empty_list_leads_nowhere() -> None:
+    assert replay_pcrs(parse_binary(b""), SHA256) == {}
+
+
 # --- going on from a state -------------------------------------------------------------------
 
 
@@ -300,6 +313,7 @@ def test_a_state_that_the_quote_has_left_behind_needs_the_new_entries() -> None:
     going_on("ima.pcr", kernel, later.bank(SHA256), 7)
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=12), st.integers(0, 12), st.integers(0, 12))
 def test_cutting_a_replay_in_two_changes_nothing(kinds: list[bool], cut: int, after: int) -> None:
     kernel = SimulatedIma(boot_pcrs(SHA256))

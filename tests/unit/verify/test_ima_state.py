@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undercroft.base import FormatError, HashAlgorithm
@@ -84,6 +84,7 @@ def test_bad_states_are_refused(case: str) -> None:
         parse_state(BAD[case])
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(GOOD)), st.binary(max_size=6))
 def test_damage_is_refused_or_encodes_to_itself(at: int, patch: bytes) -> None:
     data = GOOD[:at] + patch + GOOD[at + len(patch) :]

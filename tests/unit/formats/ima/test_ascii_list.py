@@ -4,7 +4,7 @@ import hashlib
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undercroft.base import FormatError, HashAlgorithm
@@ -90,6 +90,7 @@ def test_a_name_that_would_break_the_list_is_not_written() -> None:
         parse_ascii(kernel.ascii)
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(GOOD) * 2), st.binary(max_size=6))
 def test_damage_is_refused_or_encodes_to_itself(at: int, patch: bytes) -> None:
     data = GOOD * 2
@@ -101,6 +102,7 @@ def test_damage_is_refused_or_encodes_to_itself(at: int, patch: bytes) -> None:
     assert encode_ascii(parsed) == data
 
 
+@settings(deadline=None)
 @given(
     st.from_regex(rb"( [0-9]|1[0-9]) [0-9a-f]{40} (ima-ng|ima|d\|n|n-ng\|iuid) [^ \n]* [^ \n]*\n")
 )

@@ -4,7 +4,7 @@ import hashlib
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undercroft.base import FormatError, HashAlgorithm
@@ -348,6 +348,7 @@ FILES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(FILES, st.sampled_from(["little", "big"]))
 def test_any_mixture_of_entries(
     files: list[tuple[str, bytes, bytes, int, bool]], order: str
@@ -367,6 +368,7 @@ def test_any_mixture_of_entries(
         assert parse_ascii(kernel.ascii, order=order) == parsed  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 400), st.binary(max_size=8))
 def test_damage_is_refused_or_encodes_to_itself(at: int, patch: bytes) -> None:
     good = entry() + entry(event=b"/usr/bin/env\0") + entry(name=b"ima-sig", tail=b"\0\0\0\0")

@@ -7,7 +7,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undercroft.formats.ima import (
@@ -103,11 +103,13 @@ def test_other_critical_data() -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.sampled_from([b"kexec-cmdline", b"dm_x", b".ima", b"\xff"]), st.binary(max_size=60))
 def test_nothing_fails(name: bytes, data: bytes) -> None:
     decode_buffer(name, data)
 
 
+@settings(deadline=None)
 @given(st.text("ab=,;\\", max_size=30))
 def test_no_device_mapper_text_fails(text: str) -> None:
     decode_buffer(b"dm_x", text.encode())

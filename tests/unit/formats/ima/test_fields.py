@@ -3,7 +3,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undercroft.base import Digest, HashAlgorithm
@@ -27,6 +27,7 @@ def test_paths_are_shown_escaped(path: bytes) -> None:
     assert escape_path(path) == SHOWN[path]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=20), st.binary(max_size=20))
 def test_two_paths_never_look_the_same(one: bytes, other: bytes) -> None:
     assert escape_path(one).isprintable()

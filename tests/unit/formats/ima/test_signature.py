@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undercroft.base import FormatError
@@ -46,6 +46,7 @@ def test_bad_signatures_are_refused(case: str) -> None:
         parse_signature(BAD[case])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_anything_is_refused_or_encodes_to_itself(data: bytes) -> None:
     try:
