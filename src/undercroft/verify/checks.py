@@ -34,7 +34,7 @@ class Weakness(enum.Enum):
     TPM12 = "tpm-1.2"
 
 
-class Grade(enum.Enum):
+class QuoteGrade(enum.Enum):
     """How much an authentic quote is worth.
 
     FULL: TPM 2.0, nothing weak.  WEAK: TPM 2.0 that leans on SHA-1.  LEGACY: TPM 1.2.
@@ -45,11 +45,11 @@ class Grade(enum.Enum):
     LEGACY = "legacy"
 
 
-def grade_of(weaknesses: tuple[Weakness, ...]) -> Grade:
+def grade_of(weaknesses: tuple[Weakness, ...]) -> QuoteGrade:
     """Return the grade that evidence with these weaknesses gets."""
     if Weakness.TPM12 in weaknesses:
-        return Grade.LEGACY
-    return Grade.WEAK if weaknesses else Grade.FULL
+        return QuoteGrade.LEGACY
+    return QuoteGrade.WEAK if weaknesses else QuoteGrade.FULL
 
 
 def weaknesses_of(scheme: Scheme, banks: tuple[HashAlgorithm, ...]) -> tuple[Weakness, ...]:

@@ -21,7 +21,7 @@ from undercroft.formats.tpm import (
 )
 from undercroft.verify.ak import AttestationKey
 from undercroft.verify.ak_statement import StatementChecks, check_statement
-from undercroft.verify.checks import Check, Grade, Weakness, grade_of, weaknesses_of
+from undercroft.verify.checks import Check, QuoteGrade, Weakness, grade_of, weaknesses_of
 from undercroft.verify.quote_pcrs import PCR_CHECKS, prove_pcrs
 
 STATEMENT = StatementChecks.numbered("Q", "quote", (1, 3, 4, 5, 6))
@@ -157,7 +157,7 @@ class VerifiedQuote:
         return weaknesses_of(self.ak.scheme, tuple(bank.algorithm for bank in self.pcrs))
 
     @property
-    def grade(self) -> Grade:
+    def grade(self) -> QuoteGrade:
         """How much the quote is worth: weak where SHA-1 carries a part of it."""
         return grade_of(self.weaknesses)
 

@@ -18,7 +18,7 @@ from undercroft.base import PcrBank
 from undercroft.formats.tpm import PcrComposite, PubKey12, QuoteInfo2, UnverifiedQuote12
 from undercroft.formats.tpm.legacy import SHA1_SIZE, SS_RSASSAPKCS1V15_SHA1
 from undercroft.verify.ak_key import MIN_RSA_BITS
-from undercroft.verify.checks import Check, Grade, Weakness, grade_of
+from undercroft.verify.checks import Check, QuoteGrade, Weakness, grade_of
 
 L1_KEY = Check(
     "L1",
@@ -77,7 +77,7 @@ class VerifiedQuote12:
         return WEAKNESSES
 
     @property
-    def grade(self) -> Grade:
+    def grade(self) -> QuoteGrade:
         """LEGACY."""
         return grade_of(WEAKNESSES)
 

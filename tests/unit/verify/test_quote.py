@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from undercroft.base import PCR_COUNT, HashAlgorithm, PcrBank, VerificationError
 from undercroft.formats.tpm import PcrSelection, PcrSelectionList, TpmRh
 from undercroft.testing import AkKind, SimulatedAttester
-from undercroft.verify.checks import Grade, Weakness, grade_of
+from undercroft.verify.checks import QuoteGrade, Weakness, grade_of
 from undercroft.verify.quote import AcceptedState, verify_quote
 
 SHA1, SHA256 = HashAlgorithm.SHA1, HashAlgorithm.SHA256
@@ -31,7 +31,7 @@ def test_a_verified_quote_says_what_the_tpm_said() -> None:
     assert verified.safe is True
     assert verified.firmware_version == tpm.firmware_version
     assert (verified.resets, verified.restarts) == (None, None)
-    assert (verified.weaknesses, verified.grade) == ((), Grade.FULL)
+    assert (verified.weaknesses, verified.grade) == ((), QuoteGrade.FULL)
     assert verified.accepted_state == AcceptedState(
         tpm.public.name, 60_000, 1, 1, tpm.firmware_version
     )
@@ -73,11 +73,11 @@ def test_sha1_is_graded_weak(
     quote = tpm.quote(NONCE, selection).unverified
     verified = verify_quote(quote, tpm.ak, NONCE, PcrSelectionList.of(selection))
     assert verified.weaknesses == weaknesses
-    assert verified.grade is (Grade.WEAK if weaknesses else Grade.FULL)
+    assert verified.grade is (QuoteGrade.WEAK if weaknesses else QuoteGrade.FULL)
 
 
 def test_tpm_12_is_graded_legacy_whatever_else() -> None:
-    assert grade_of((Weakness.SHA1_SIGNATURE, Weakness.TPM12)) is Grade.LEGACY
+    assert grade_of((Weakness.SHA1_SIGNATURE, Weakness.TPM12)) is QuoteGrade.LEGACY
 
 
 def test_the_key_of_another_parent_has_no_hierarchy() -> None:

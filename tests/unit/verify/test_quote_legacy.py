@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from undercroft.base import FormatError, HashAlgorithm, VerificationError
 from undercroft.formats.tpm import PcrComposite, QuoteInfo12, UnverifiedQuote12
 from undercroft.testing.attester12 import VERSION_INFO, SimulatedAttester12
-from undercroft.verify.checks import Grade, Weakness
+from undercroft.verify.checks import QuoteGrade, Weakness
 from undercroft.verify.quote_legacy import load_identity_key, verify_quote12
 
 DATA = bytes(range(20))
@@ -34,7 +34,7 @@ def test_quotes_of_both_commands_verify_as_legacy(quote: UnverifiedQuote12) -> N
     assert bank.algorithm is HashAlgorithm.SHA1
     assert bank.values[4] == tpm().pcrs[4]
     assert verified.qualifying_data == DATA
-    assert verified.grade is Grade.LEGACY
+    assert verified.grade is QuoteGrade.LEGACY
     assert Weakness.TPM12 in verified.weaknesses
 
 

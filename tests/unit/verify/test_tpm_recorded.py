@@ -31,7 +31,7 @@ from undercroft.formats.tpm.certificate import parse_certificate
 from undercroft.verify.ak import AttestationKey, verify_ak
 from undercroft.verify.ak_key import verify_signature
 from undercroft.verify.certify import verify_certify, verify_creation
-from undercroft.verify.checks import Check, Grade
+from undercroft.verify.checks import Check, QuoteGrade
 from undercroft.verify.ek import verify_ek, verify_ek_certificate
 from undercroft.verify.quote import verify_quote
 
@@ -83,7 +83,7 @@ def test_a_recorded_quote_verifies_under_its_endorsement_key(name: str) -> None:
     ek = parse_public_2b(raw(load("identity"), "ek_rsa_public"))
     parent = ek.qualified_name(TpmRh.ENDORSEMENT.handle_name)
     verified = verify_quote(quote, ak_of(case, parent), raw(case, "qualifying_data"), selection)
-    assert verified.grade is (Grade.WEAK if "sha1" in str(case["pcrs"]) else Grade.FULL)
+    assert verified.grade is (QuoteGrade.WEAK if "sha1" in str(case["pcrs"]) else QuoteGrade.FULL)
     assert verified.hierarchy is None
     assert verified.safe
     assert quote.attest.encode() == quote.attest_bytes
