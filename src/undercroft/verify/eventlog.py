@@ -236,10 +236,10 @@ def _same(value: bytes, bank: PcrBank, pcr: int) -> bool:
 def _differs(
     replayed: ReplayedPcrs, quoted: Sequence[PcrBank], pcr: int, name: str
 ) -> VerificationError:
-    for bank in quoted:
-        value = _plain(replayed, pcr, bank.algorithm)
-        if pcr in bank.values and not _same(value, bank, pcr):
-            break
+    banks = [bank for bank in quoted if pcr in bank.values]
+    values = [_plain(replayed, pcr, bank.algorithm) for bank in banks]
+    pairs = zip(banks, values, strict=True)
+    bank, value = next(pair for pair in pairs if not _same(pair[1], pair[0], pcr))
     return VerificationError(
         "eventlog.replay",
         f"{name} of the {bank.algorithm} bank is not what the event log replays to",

@@ -32,6 +32,8 @@ KEYS: Mapping[str, bytes] = {
 MODES = ("SecureBoot", "SetupMode", "AuditMode", "DeployedMode")
 _GUIDS = {**KEYS, **dict.fromkeys(MODES, EFI_GLOBAL_VARIABLE)}
 
+_SHIM_LISTS = frozenset({"Shim", "MokList", "MokListRT"})
+_VENDOR_LISTS = frozenset({"vendor_db", "vendor_cert"})
 _SHIM_SETTINGS = frozenset(
     {
         "SbatLevel",
@@ -84,7 +86,9 @@ class Authority:
     @property
     def is_shims(self) -> bool:
         """Does the entry come from shim's own lists (its vendor key, MokList), not from db?"""
-        return self.variable.guid == SHIM_LOCK or self.variable.name.startswith("vendor_")
+        name = self.variable.name
+        own = self.variable.guid == SHIM_LOCK and name in _SHIM_LISTS
+        return own or name in _VENDOR_LISTS
 
 
 @dataclass(slots=True)
@@ -164,7 +168,7 @@ def _before(policy: Policy, event: Event) -> None:
                 return
         elif value.name not in MODES:
             # A driver's verification, before the firmware left PCR 7.
-            policy.authorities.append(_authority(event.index, value))
+            _from_loader(policy, event.index, value)
             return
     policy.odd_before.append(event.index)
 
@@ -175,12 +179,19 @@ def _after(policy: Policy, event: Event) -> None:
         return
     if not isinstance(value, UefiVariable):
         policy.odd_after.append(event.index)
-    elif value.guid == SHIM_LOCK and (value.name in _SHIM_SETTINGS or event.type in _CONFIG_TYPES):
-        policy.settings[value.name] = value
-    elif event.type in _CONFIG_TYPES:
+    elif event.type in _CONFIG_TYPES and value.guid != SHIM_LOCK:
         policy.changed.append(event.index)
+    elif event.type in _CONFIG_TYPES:
+        policy.settings[value.name] = value
     else:
-        policy.authorities.append(_authority(event.index, value))
+        _from_loader(policy, event.index, value)
+
+
+def _from_loader(policy: Policy, index: int, variable: UefiVariable) -> None:
+    if variable.guid == SHIM_LOCK and variable.name in _SHIM_SETTINGS:
+        policy.settings[variable.name] = variable
+    else:
+        policy.authorities.append(_authority(index, variable))
 
 
 def _took_action(policy: Policy, event: Event) -> bool:
