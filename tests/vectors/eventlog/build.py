@@ -578,6 +578,10 @@ BAD: dict[str, tuple[bytes, str]] = {
         event(struct.pack("<III", 0, 5, 1) + digest(0x0B) + struct.pack("<I", 2**32 - 1)),
         "event is longer than the input",
     ),
+    "count-of-none-before-a-digest": (
+        event(struct.pack("<IIIH", 0, 5, 0, 0x0B) + b"\xff" * 32 + bytes(4)),
+        "event is longer than the input",
+    ),
     "event-cut": (small().log()[:-1], "event is longer than the input"),
     "sha1-event-cut": (seabios_sha1().log()[:-1], "Event is longer than the input"),
 }

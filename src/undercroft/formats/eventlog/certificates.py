@@ -9,7 +9,7 @@ import msgspec
 from cryptography import x509
 
 
-class CertificateSummary(msgspec.Struct, frozen=True):
+class CertificateSummary(msgspec.Struct, frozen=True, gc=False):
     """Who a certificate names.  ``sha256`` is over the DER, ``tbs_hashes`` over TBSCertificate.
 
     ``tbs_hashes`` maps sha256, sha384, sha512 to the digests that a dbx entry revokes by (UEFI

@@ -32,7 +32,7 @@ class DevicePathNode(EventValue, frozen=True, gc=False):
         return _NODE.pack(self.type, self.sub_type, _NODE.size + len(self.data)) + self.data
 
 
-class DevicePath(EventValue, frozen=True):
+class DevicePath(EventValue, frozen=True, gc=False):
     """The nodes of a path, its end node included when the path has one.
 
     Firmware is known to cut the end node off (EFI_IMAGE_LOAD_EVENT) or to write bytes after it

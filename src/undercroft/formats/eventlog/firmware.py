@@ -65,7 +65,7 @@ class ConfigurationTable(EventValue, frozen=True, gc=False):
         return _TABLE.pack(self.claimed_guid, self.claimed_address)
 
 
-class HandoffTables(EventValue, frozen=True):
+class HandoffTables(EventValue, frozen=True, gc=False):
     """UEFI_HANDOFF_TABLE_POINTERS (``claimed_description`` None) or ..._POINTERS2."""
 
     claimed_tables: tuple[ConfigurationTable, ...]
@@ -80,7 +80,7 @@ class HandoffTables(EventValue, frozen=True):
         return head + struct.pack("<Q", len(self.claimed_tables)) + tables
 
 
-class ImageLoad(EventValue, frozen=True):
+class ImageLoad(EventValue, frozen=True, gc=False):
     """UEFI_IMAGE_LOAD_EVENT.  The digest is the image's Authenticode hash, not in the log.
 
     ``claimed_trailing`` is what stands after the device path: shim before 15.3 logs a path of

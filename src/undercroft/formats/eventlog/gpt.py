@@ -55,7 +55,7 @@ class Partition(EventValue, frozen=True, gc=False):
         )
 
 
-class PartitionTable(EventValue, frozen=True):
+class PartitionTable(EventValue, frozen=True, gc=False):
     """UEFI_GPT_DATA: EFI_PARTITION_TABLE_HEADER and the entries in use.
 
     EV_EFI_GPT_EVENT2 has the same structure with the disk's and partitions' own GUIDs zeroed.

@@ -94,7 +94,7 @@ class SectionName(EventValue, frozen=True, gc=False):
         return self.name.encode("utf-16-le") + self.end
 
 
-class MeasuredContents(EventValue, frozen=True):
+class MeasuredContents(EventValue, frozen=True, gc=False):
     """Something measured by its contents and logged by its name: a file, a PE section, ..."""
 
     claimed_name: AsciiText | Utf16Text

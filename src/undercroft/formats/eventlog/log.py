@@ -51,7 +51,7 @@ CC_REGISTER_OF_PCR = MappingProxyType(
 """The register index in which a CCEL records what a TPM would have in that PCR (the same)."""
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One event.
 
     ``index`` is its number in the log and ``offset`` where it stands in bytes.  ``pcr`` is the
@@ -83,7 +83,7 @@ class Event(msgspec.Struct, frozen=True):
         return self.type != NO_ACTION
 
 
-class EventLog(msgspec.Struct, frozen=True):
+class EventLog(msgspec.Struct, frozen=True, gc=False):
     """A parsed log; nothing in it is verified.
 
     ``algorithms`` are the banks that the log has digests for; ``header`` is None in a SHA-1 log
@@ -220,9 +220,10 @@ class _Layout:
         """Return the event at ``offset`` and where the next one starts.  Raises FormatError."""
         start = offset + self.struct.size
         if self.all_known and start <= len(data):
-            pcr, number, _, *fields, size = self.struct.unpack_from(data, offset)
+            pcr, number, count, *fields, size = self.struct.unpack_from(data, offset)
             end = start + size
-            if tuple(fields[::2]) == self.alg_ids and end <= len(data):
+            usual = count == len(self.alg_ids) and tuple(fields[::2]) == self.alg_ids
+            if usual and end <= len(data):
                 digests = MappingProxyType(dict(zip(self.algorithms, fields[1::2], strict=True)))
                 payload = data[start:end]
                 decoded, check = decode_event(number, payload, digests)

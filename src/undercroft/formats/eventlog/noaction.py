@@ -44,7 +44,7 @@ class StartupLocality(EventValue, frozen=True, gc=False):
         return STARTUP_LOCALITY + bytes([self.claimed_locality])
 
 
-class PlatformId(EventValue, frozen=True):
+class PlatformId(EventValue, frozen=True, gc=False):
     """TCG_Sp800_155_PlatformId_Event, ..._Event2 and ..._Event3.
 
     Which of the three is ``signature``; the strings (with their NULs) exist from Event2 on, the

@@ -56,7 +56,7 @@ class Signature(EventValue, frozen=True, gc=False):
         return self.owner + self.data
 
 
-class SignatureList(EventValue, frozen=True):
+class SignatureList(EventValue, frozen=True, gc=False):
     """EFI_SIGNATURE_LIST: entries of one type and one size.
 
     ``signature_size`` counts the owner; it is kept because an empty list has one too.
@@ -75,7 +75,7 @@ class SignatureList(EventValue, frozen=True):
         return head + self.header + entries
 
 
-class SignatureDatabase(EventValue, frozen=True):
+class SignatureDatabase(EventValue, frozen=True, gc=False):
     """The value of a signature database variable: signature lists, one after the other."""
 
     lists: tuple[SignatureList, ...]

@@ -87,7 +87,7 @@ class DeviceContext(EventValue, frozen=True, gc=False):
         return self.data
 
 
-class DeviceSecurity(EventValue, frozen=True):
+class DeviceSecurity(EventValue, frozen=True, gc=False):
     """DEVICE_SECURITY_EVENT_DATA: one measurement of one device."""
 
     version: int
@@ -103,7 +103,7 @@ class DeviceSecurity(EventValue, frozen=True):
         return _HEADER_1.pack(SPDM_1, *numbers) + self.block.encode() + self.context.encode()
 
 
-class DeviceSecurity2(EventValue, frozen=True):
+class DeviceSecurity2(EventValue, frozen=True, gc=False):
     """DEVICE_SECURITY_EVENT_DATA2: measurements or a certificate chain of one device.
 
     ``blocks`` when ``sub_header_type`` is 0, ``certificate_chain`` when it is 1 (and the raw
@@ -149,7 +149,7 @@ class DeviceSecurity2(EventValue, frozen=True):
         return head + body + self.context.encode()
 
 
-class NvIndexInstance(EventValue, frozen=True):
+class NvIndexInstance(EventValue, frozen=True, gc=False):
     """NV_INDEX_INSTANCE_EVENT_LOG_DATA: what was extended into NV index 0x01c40200."""
 
     claimed_version: int

@@ -24,7 +24,7 @@ _FIXED = struct.Struct("<16sIBBBB")
 _ALGORITHM = struct.Struct("<HH")
 
 
-class SpecIdEvent(EventValue, frozen=True):
+class SpecIdEvent(EventValue, frozen=True, gc=False):
     """The first event of a log.
 
     ``algorithms`` are (TPM_ALG_ID, digest size) pairs, empty before version 03; with

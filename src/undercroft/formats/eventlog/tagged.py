@@ -91,7 +91,7 @@ WINDOWS_TAGS = {
 """SIPAEVENT_* of wbcl.h (Windows SDK); what is not here is shown by its number."""
 
 
-class Tag(EventValue, frozen=True):
+class Tag(EventValue, frozen=True, gc=False):
     """TCG_PCClientTaggedEvent; ``children`` are the tags inside a Windows container."""
 
     id: int
@@ -103,7 +103,7 @@ class Tag(EventValue, frozen=True):
         return _TAG.pack(self.id, len(self.data)) + self.data
 
 
-class TaggedEvents(EventValue, frozen=True):
+class TaggedEvents(EventValue, frozen=True, gc=False):
     """Tagged events whose own bytes are hashed (Windows, SeaBIOS)."""
 
     tags: tuple[Tag, ...]
@@ -113,7 +113,7 @@ class TaggedEvents(EventValue, frozen=True):
         return b"".join([tag.encode() for tag in self.tags])
 
 
-class NamedMeasurement(EventValue, frozen=True):
+class NamedMeasurement(EventValue, frozen=True, gc=False):
     """A tag that names what was measured; what was measured is not in the log."""
 
     claimed_id: int

@@ -6,6 +6,7 @@ log writer's word: such fields have ``claimed_`` in their names, and a value tha
 should cover but does not is wrapped in :class:`Claimed`.
 
 The values are msgspec structs: frozen, slotted, and cheap enough to decode a whole log eagerly.
+``gc=False`` is safe because a frozen value holds only what was made before it: no cycles.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class DigestCheck(enum.Enum):
     """EV_NO_ACTION: nothing was extended, so nothing is proven."""
 
 
-class EventValue(msgspec.Struct, frozen=True):
+class EventValue(msgspec.Struct, frozen=True, gc=False):
     """Base of all decoded values.  ``encode`` gives back the event data, byte for byte."""
 
     def encode(self) -> bytes:
@@ -42,7 +43,7 @@ class EventValue(msgspec.Struct, frozen=True):
         raise NotImplementedError
 
 
-class Opaque(EventValue, frozen=True):
+class Opaque(EventValue, frozen=True, gc=False):
     """Data that we have no decoder for: an unknown event type, or a vendor's own structure.
 
     ``why`` says which; an unknown event type is reported by everything that reads the log.
@@ -56,7 +57,7 @@ class Opaque(EventValue, frozen=True):
         return self.claimed_data
 
 
-class Malformed(EventValue, frozen=True):
+class Malformed(EventValue, frozen=True, gc=False):
     """Data that does not follow the structure of its event type; ``error`` says where and why."""
 
     claimed_data: bytes
@@ -67,7 +68,7 @@ class Malformed(EventValue, frozen=True):
         return self.claimed_data
 
 
-class Claimed(EventValue, frozen=True):
+class Claimed(EventValue, frozen=True, gc=False):
     """A well-formed value that no digest covers: what the log says, and nobody vouches for."""
 
     claimed_value: EventValue

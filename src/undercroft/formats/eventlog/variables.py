@@ -71,7 +71,7 @@ class BootOrder(EventValue, frozen=True, gc=False):
         return struct.pack(f"<{len(self.options)}H", *self.options)
 
 
-class LoadOption(EventValue, frozen=True):
+class LoadOption(EventValue, frozen=True, gc=False):
     """EFI_LOAD_OPTION: Boot####, Driver####, SysPrep#### (UEFI 2.10, section 3.1.3)."""
 
     attributes: int
@@ -86,7 +86,7 @@ class LoadOption(EventValue, frozen=True):
         return struct.pack("<IH", self.attributes, len(path)) + text + path + self.optional_data
 
 
-class UefiVariable(EventValue, frozen=True):
+class UefiVariable(EventValue, frozen=True, gc=False):
     """UEFI_VARIABLE_DATA whose digest covers all of it.
 
     ``data`` is the variable's value and ``content`` the same decoded, None where the variable
@@ -107,7 +107,7 @@ class UefiVariable(EventValue, frozen=True):
         return head + self.data + self.trailing + self.uncovered
 
 
-class BootVariable(EventValue, frozen=True):
+class BootVariable(EventValue, frozen=True, gc=False):
     """UEFI_VARIABLE_DATA of which the digest covers ``data`` only.
 
     The name and the GUID are the log's word: a digest of Boot0001 may stand under any name.
