@@ -5,7 +5,18 @@ from __future__ import annotations
 import typer
 
 from undercroft.base import UndercroftError
-from undercroft.cli import demo, doctor, evidence, exit_status, guest, inspect, verify
+from undercroft.cli import (
+    demo,
+    doctor,
+    eventlog,
+    evidence,
+    exit_status,
+    guest,
+    ima,
+    inspect,
+    quote,
+    verify,
+)
 
 app = typer.Typer(
     name="undercroft",
@@ -22,6 +33,9 @@ app.command("attach")(inspect.attach)
 app.command("inspect")(inspect.inspect)
 app.add_typer(evidence.app, name="evidence")
 app.command("verify")(verify.verify)
+app.add_typer(eventlog.app, name="eventlog")
+app.add_typer(ima.app, name="ima")
+app.add_typer(quote.app, name="quote")
 
 
 @app.callback()

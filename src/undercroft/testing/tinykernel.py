@@ -312,7 +312,7 @@ def kallsyms(symbols: Mapping[str, tuple[int, str]], *, after: bool) -> bytes:
     offsets = struct.pack(f"<{len(ordered)}i", *(_offset(at) for _, (at, _) in ordered))
     base, count = struct.pack("<Q", LINK_BASE), struct.pack("<I", len(ordered))
     marks = struct.pack(f"<{len(markers)}I", *markers)
-    sequences = bytes(3 * len(ordered))
+    sequences = b"".join(index.to_bytes(3, "big") for index in range(len(ordered)))
     parts = (
         [count, names, marks, table, index16, offsets, base, sequences]
         if after

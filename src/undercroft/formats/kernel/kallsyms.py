@@ -145,35 +145,44 @@ def _align(offset: int) -> int:
 def _find_tokens(rodata: bytes) -> tuple[int, list[str], int]:
     """Return (offset of the token table, tokens, offset of the token index)."""
     for match in _DIGITS.finditer(rodata):
-        start = match.start()
-        for _ in range(0x30):  # walk back over tokens 0x2f .. 0
-            previous = rodata.rfind(b"\0", max(0, start - _MAX_TOKEN - 1), start - 1)
+        second = match.start()
+        for _ in range(0x2F):  # walk back over tokens 0x2f .. 1
+            previous = rodata.rfind(b"\0", max(0, second - _MAX_TOKEN - 1), second - 1)
             if previous < 0:
                 break
-            start = previous + 1
+            second = previous + 1
         else:
-            found = _check_tokens(rodata, start)
+            found = _check_tokens(rodata, second)
             if found is not None:
-                return start, *found
+                return found
     raise FormatError(_FORMAT, 0, "no symbol table: was the kernel built without CONFIG_KALLSYMS?")
 
 
-def _check_tokens(rodata: bytes, start: int) -> tuple[list[str], int] | None:
-    """Read 256 tokens from ``start``; return them if the token index behind confirms them."""
+def _check_tokens(rodata: bytes, second: int) -> tuple[int, list[str], int] | None:
+    """Read tokens 1..255 from ``second``, and token 0 before them, if the index confirms them.
+
+    What stands before token 0 need not end in a zero byte; the index says where it starts.
+    """
     tokens: list[str] = []
-    offsets: list[int] = []
-    at = start
-    for _ in range(256):
+    starts: list[int] = []
+    at = second
+    for _ in range(255):
         end = rodata.find(b"\0", at, at + _MAX_TOKEN)
         if end < 0:
             return None
-        offsets.append(at - start)
+        starts.append(at)
         tokens.append(rodata[at:end].decode("latin-1"))
         at = end + 1
     index_at = _align(at)
-    if rodata[index_at : index_at + 512] != struct.pack("<256H", *offsets):
+    index = rodata[index_at : index_at + 512]
+    if len(index) != 512:
         return None
-    return tokens, index_at
+    start = second - struct.unpack_from("<H", index, 2)[0]
+    first = rodata[max(start, 0) : second - 1]
+    confirmed = struct.pack("<256H", 0, *(place - start & 0xFFFF for place in starts))
+    if start < 0 or start >= second or b"\0" in first or index != confirmed:
+        return None
+    return start, [first.decode("latin-1"), *tokens], index_at
 
 
 def _find_layout(rodata: bytes, table_at: int, index_at: int, text_address: int) -> _Layout:
