@@ -128,10 +128,17 @@ def _calls(sites: Positions, canvas: Canvas) -> tuple[Positions, Positions]:
     return sites[kept], functions[kept]
 
 
-def late_pads(image: KernelImage, canvas: Canvas, live: Canvas, thunks: CallThunks) -> int:
+def late_pads(
+    image: KernelImage,
+    canvas: Canvas,
+    live: Canvas,
+    thunks: CallThunks,
+    called: Positions,
+) -> int:
     """Paint the pads that stand in ``live`` before functions whose pad is still free (7b).
 
-    Returns how many there are.
+    Returns how many there are that no static call explains: ``called`` are the static calls'
+    functions.
     """
     starts = _functions(image)
     starts = starts[thunks.may_pad(starts) & live.covers(starts - thunks.size, thunks.size)]
@@ -139,7 +146,7 @@ def late_pads(image: KernelImage, canvas: Canvas, live: Canvas, thunks: CallThun
     late = starts[free]
     late = late[thunks.padded(late, live)]
     canvas.paint(Rule.CALL_THUNK, late - thunks.size, thunks.pads(late))
-    return len(late)
+    return int(np.count_nonzero(~np.isin(late, called)))
 
 
 def _functions(image: KernelImage) -> Positions:

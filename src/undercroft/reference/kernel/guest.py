@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from undercroft.base import MemoryFault
+from undercroft.formats.kernel import Btf
 from undercroft.reference.kernel.canvas import Positions, gather
 
 _PAGE = 4096
@@ -75,4 +76,73 @@ class GuestValues:
 NULL = np.int64(-(1 << 63))
 """The position that stands for a NULL pointer."""
 
-__all__ = ["NULL", "GuestValues", "MemoryFault"]
+MAX_WALK = 1 << 16
+"""Steps of any walk over the guest's lists; a longer list is torn or hostile."""
+
+
+class GuestStructs:
+    """Reads the guest's structures by the types of its package; addresses are virtual.
+
+    Every walk is bounded and stops at the first entry it has seen before: MemoryFault, like
+    memory that is not there, for a list that does not end cannot be read.
+    """
+
+    def __init__(self, values: GuestValues, types: Btf) -> None:
+        self.values = values
+        self.types = types
+
+    def bytes(self, address: int, struct: str, member: str, size: int) -> bytes:
+        """Return ``size`` bytes of a member of the struct at ``address``."""
+        at = address + self.types.offset_of(struct, member)
+        return self.values.read(self.values.position(at % _SPAN), size)
+
+    def u64(self, address: int, struct: str, member: str) -> int:
+        """Return a 64-bit member of the struct at ``address``."""
+        return int.from_bytes(self.bytes(address, struct, member, 8), "little")
+
+    def u32(self, address: int, struct: str, member: str) -> int:
+        """Return a 32-bit member of the struct at ``address``."""
+        return int.from_bytes(self.bytes(address, struct, member, 4), "little")
+
+    def pointer(self, address: int) -> int:
+        """Return the pointer at ``address``."""
+        return self.values.u64(self.values.position(address))
+
+    def chain(self, first: int, struct: str, member: str, end: int = 0) -> Iterator[int]:
+        """Yield structs from ``first`` along the pointer ``member``, up to ``end``."""
+        seen: set[int] = set()
+        at = first
+        while at not in (0, end):
+            if at in seen or len(seen) >= MAX_WALK:
+                raise MemoryFault(at, kind="virtual", why=f"the list of {struct} does not end")
+            seen.add(at)
+            yield at
+            at = self.u64(at, struct, member)
+
+    def list(self, head: int, struct: str, member: str) -> Iterator[int]:
+        """Yield the structs of the list_head at ``head``, linked through ``member``."""
+        offset = self.types.offset_of(struct, member)
+        seen: set[int] = set()
+        at = self.pointer(head)
+        while at != head:
+            if at in seen or len(seen) >= MAX_WALK:
+                raise MemoryFault(at, kind="virtual", why=f"the list of {struct} does not end")
+            seen.add(at)
+            yield (at - offset) % _SPAN
+            at = self.pointer(at)
+
+    def hash_table(self, heads: int, count: int, struct: str, member: str) -> Iterator[int]:
+        """Yield the structs of ``count`` hlist_heads in a row at ``heads``."""
+        if count > MAX_WALK:
+            raise MemoryFault(heads, kind="virtual", why="a hash table of absurd size")
+        offset = self.types.offset_of(struct, member)
+        raw = self.values.read(self.values.position(heads), 8 * count)
+        left = MAX_WALK
+        for index in range(count):
+            at = int.from_bytes(raw[8 * index : 8 * index + 8], "little")
+            while at:
+                left -= 1
+                if left < 0:
+                    raise MemoryFault(at, kind="virtual", why=f"the hash of {struct} does not end")
+                yield (at - offset) % _SPAN
+                at = self.pointer(at)

@@ -8,7 +8,7 @@ only ever selects among byte strings that the vendor's image and rules allow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from undercroft.reference.kernel.canvas import Canvas
 from undercroft.reference.kernel.guest import GuestValues
 from undercroft.reference.kernel.relocate import relocate
 from undercroft.reference.kernel.rules import Rule
+from undercroft.reference.kernel.run_time import RULES, RunTime, RunTimeState, paint
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +65,10 @@ class Replay:
     canvas: Canvas
     pristine: Canvas
     choices: BootChoices
-    labels: jump_labels.JumpLabels
-    calls: static_calls.StaticCalls
-    call_constants: static_calls.StaticCallConstants
-    traced: np.ndarray[tuple[int], np.dtype[np.int64]]
-    early_returns: int = 0
-    late_pads: int = 0
-    uniprocessor: bool = False
+    run_time: RunTime
+    state: RunTimeState | None = None
+    _booted: bytes = b""
+    """The code after the boot-time passes: what stands where a probe was removed."""
     _statistics: dict[str, JsonValue] | None = None
 
     def statistics(self) -> dict[str, JsonValue]:
@@ -85,46 +83,29 @@ class Replay:
         self._statistics = dict(sites)
         return self._statistics
 
-    def notable(self) -> list[str]:
-        """Return what is lawful but worth a policy's attention, one phrase each."""
-        found = []
-        if self.early_returns:
-            found.append(f"{self.early_returns} static calls kept an early ret")
-        if self.late_pads:
-            found.append(f"{self.late_pads} call-depth pads were filled for modules")
-        if self.uniprocessor:
-            found.append("LOCK prefixes are patched out: one CPU")
-        return found
-
-    def follow(self, values: GuestValues, live: Canvas) -> None:
-        """Repaint what follows the guest's run-time state."""
-        keep = [layer for layer in self.canvas.layers if layer.rule not in _RUN_TIME]
-        self.canvas.layers[:] = keep
+    def follow(self, values: GuestValues, live: Canvas, narrowed: RunTime | None = None) -> None:
+        """Repaint what follows the guest's run-time state, or only the ``narrowed`` sites."""
         self._statistics = None
-        sites = self.image.sites
-        thunks = self.choices.call_thunks
-        if thunks is not None:
-            self.late_pads = call_thunks.late_pads(self.image, self.canvas, live, thunks)
-        ftrace.apply(self.traced, self.canvas)
-        ftrace.apply_calls(self.image, self.canvas, values, live, thunks)
-        jump_labels.apply(self.labels, self.canvas, jump_labels.enabled(self.labels, values))
-        self.early_returns = static_calls.apply(
-            self.calls,
-            self.canvas,
-            static_calls.functions(self.calls, values),
-            self.choices.returns,
-            self.call_constants,
-            live,
-            thunks,
-        )
-        locks = sites.smp_locks
-        self.uniprocessor = simple_sites.infer_uniprocessor(locks, self.pristine, live)
-        simple_sites.smp_locks(
-            locks, self.canvas, uniprocessor=self.uniprocessor, stop=self.image.text_size
-        )
-
-
-_RUN_TIME = frozenset((Rule.FTRACE, Rule.JUMP_LABEL, Rule.STATIC_CALL, Rule.SMP_LOCK))
+        for layer in self.canvas.layers:
+            if layer.rule is Rule.KPROBE:
+                for site in layer.sites.tolist():
+                    self.canvas.data[site : site + layer.size] = self._booted[
+                        site : site + layer.size
+                    ]
+        mine = self.run_time if narrowed is None else narrowed
+        before = [layer for layer in self.canvas.layers if layer.rule is not Rule.KPROBE]
+        if narrowed is None:
+            before = [layer for layer in before if layer.rule not in RULES]
+        self.canvas.layers[:] = before
+        known = None if narrowed is None or self.state is None else self.state.uniprocessor
+        state = paint(self.image, mine, self.canvas, values, live, known)
+        if narrowed is None or self.state is None:
+            self.state = state
+        else:  # keep the whole kernel's layers and counts; take what was read in full
+            self.canvas.layers[len(before) :] = [
+                layer for layer in self.canvas.layers[len(before) :] if layer.rule is Rule.KPROBE
+            ]
+            self.state = replace(self.state, probes=state.probes)
 
 
 def replay(image: KernelImage, slide: int, live: Canvas, values: GuestValues) -> Replay:
@@ -136,23 +117,23 @@ def replay(image: KernelImage, slide: int, live: Canvas, values: GuestValues) ->
     canvas = Canvas(0, relocate(image, slide))
     pristine = Canvas(0, bytearray(canvas.data))
     sites = image.sites
-    labels = jump_labels.decode(sites.jump_table, canvas)
-    calls = static_calls.decode([sites.static_calls, static_calls.trampolines(image)], canvas)
-    traced = ftrace.decode(sites.mcount, canvas, image.offset("__fentry__"))
     choices = boot_passes(image, canvas, live)
     for constant in sites.runtime_const:
         value = values.read(image.offset(constant.symbol), constant.size)
         simple_sites.runtime_const(constant.sites, canvas, value)
-    result = Replay(
-        image=image,
-        canvas=canvas,
-        pristine=pristine,
-        choices=choices,
-        labels=labels,
-        calls=calls,
+    calls = [sites.static_calls, static_calls.trampolines(image)]
+    run_time = RunTime(
+        labels=jump_labels.decode(sites.jump_table, pristine),
+        calls=static_calls.decode(calls, pristine),
         call_constants=static_calls.constants(image, choices.returns),
-        traced=traced,
+        traced=np.sort(ftrace.decode(sites.mcount, pristine, image.offset("__fentry__"))),
+        locks=simple_sites.decode_locks(sites.smp_locks, pristine, image.text_size),
+        returns=choices.returns,
+        thunks=choices.call_thunks,
     )
+    run_time = run_time.below(image.text_size)
+    result = Replay(image, canvas, pristine, choices, run_time)
+    result._booted = bytes(canvas.data[: image.text_size])
     result.follow(values, live)
     return result
 

@@ -27,20 +27,26 @@ def seal_endbr(sites: Positions, canvas: Canvas) -> None:
     canvas.paint(Rule.ENDBR_SEAL, mine, constant_rows(ENDBR_POISON, len(mine)))
 
 
-def infer_uniprocessor(sites: Positions, canvas: Canvas, live: Canvas) -> bool:
+def decode_locks(sites: Positions, canvas: Canvas, stop: int) -> Positions:
+    """Return the sites below ``stop`` that are a LOCK prefix as compiled.
+
+    Code that is freed after boot is left alone (alternatives_smp_module_add).
+    """
+    mine = sites[canvas.covers(sites, 1) & (sites < stop)]
+    locks: Positions = mine[canvas.gather(mine, 1)[:, 0] == LOCK]
+    return locks
+
+
+def infer_uniprocessor(locks: Positions, live: Canvas) -> bool:
     """Tell whether the LOCK prefixes are patched out, as most sites show."""
-    mine = sites[live.covers(sites, 1)]
-    mine = mine[canvas.gather(mine, 1)[:, 0] == LOCK]
+    mine = locks[live.covers(locks, 1)]
     return bool(np.count_nonzero(live.gather(mine, 1)[:, 0] == DS) * 2 > len(mine))
 
 
-def smp_locks(sites: Positions, canvas: Canvas, *, uniprocessor: bool, stop: int) -> None:
-    """Paint the LOCK prefixes below ``stop`` (code that is freed after boot is left alone)."""
-    mine = sites[canvas.covers(sites, 1) & (sites < stop)]
-    now = canvas.gather(mine, 1)[:, 0]
-    mine = mine[(now == LOCK) | (now == DS)]
+def smp_locks(locks: Positions, canvas: Canvas, *, uniprocessor: bool) -> None:
+    """Paint every LOCK prefix."""
     state = DS if uniprocessor else LOCK
-    canvas.paint(Rule.SMP_LOCK, mine, constant_rows(bytes((state,)), len(mine)))
+    canvas.paint(Rule.SMP_LOCK, locks, constant_rows(bytes((state,)), len(locks)))
 
 
 def runtime_const(sites: Positions, canvas: Canvas, value: bytes) -> None:

@@ -14,21 +14,28 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import numpy as np
+
 from undercroft.base import Finding, JsonValue, MemoryFault, Outcome
 from undercroft.formats.kernel import KernelImage
-from undercroft.reference.kernel.canvas import Canvas
+from undercroft.reference.kernel import text_poke
+from undercroft.reference.kernel.canvas import Canvas, Positions
 from undercroft.reference.kernel.explain import Mismatch, find_mismatches
 from undercroft.reference.kernel.guest import GuestValues
+from undercroft.reference.kernel.notable import Notable, notable
 from undercroft.reference.kernel.replay import Replay, replay
-from undercroft.securekernel.arch.x86_64.paging import AddressSpace
+from undercroft.securekernel.arch.x86_64.paging import PAGE_SHIFT, AddressSpace
 from undercroft.securekernel.linux.locate import LocatedKernel, locate
 from undercroft.securekernel.linux.mapped import MappedRange, map_range
 from undercroft.securekernel.memory import PhysicalMemory
 from undercroft.securekernel.vcpu import VcpuState
 
 TEXT, RODATA, NOTABLE = "kernel.text", "kernel.rodata", "kernel.notable"
-SETTLE_TRIES = 4
+SETTLE_TRIES = 3
+POKE_TRIES = 20
 SETTLE_WAIT_S = 0.002
+_SITE = 15
+"""No instruction, so no site's instruction, is longer."""
 LISTED = 16
 """Mismatches that a finding lists; it counts all of them."""
 
@@ -59,6 +66,18 @@ class _Region:
             expected == memory.view(extent.paddr, extent.size)
             for extent, expected in zip(self.mapped.extents, self.expected, strict=True)
         )
+
+    def copy_pages(self, memory: PhysicalMemory, canvas: Canvas, pages: Positions) -> None:
+        """Copy the live bytes of some pages (position >> 12) into ``canvas`` again."""
+        base = self.mapped.vaddr - self.start
+        for extent in self.mapped.extents:
+            first = extent.vaddr - base
+            for page in pages.tolist():
+                low = max(first, page << PAGE_SHIFT)
+                high = min(first + extent.size, (page + 1) << PAGE_SHIFT)
+                if low < high:
+                    view = memory.view(extent.paddr + low - first, high - low)
+                    canvas.data[low - canvas.start : high - canvas.start] = view
 
     def copy(self, memory: PhysicalMemory) -> Canvas:
         """Return the live bytes as they are now."""
@@ -160,7 +179,12 @@ class KernelTextProof:
         return [*findings, self._notable_finding()]
 
     def _settle(self) -> list[Mismatch]:
-        """Follow the guest's state until the text is explained, or it is clear that it is not."""
+        """Follow the guest's state until the text is explained, or it is clear that it is not.
+
+        First the guest runs on.  Then it is held still, for no longer than it takes to copy the
+        pages that differ and the variables that decide them.  A kernel that was stopped in the
+        middle of patching itself (text_poke_bp) is let go on, a few times.
+        """
         assert self.kernel is not None
         assert self.replay is not None
         assert self._text is not None
@@ -168,19 +192,43 @@ class KernelTextProof:
         if not text.mapped.unchanged(self.memory):
             text.mapped = self._map(self.kernel, 0, self.image.text_size)
         mismatches: list[Mismatch] = []
-        for attempt in range(SETTLE_TRIES):
-            last = attempt == SETTLE_TRIES - 1
-            with self._paused() if last else contextlib.nullcontext():
-                live = text.copy(self.memory)
-                self.replay.follow(self._values(self.kernel), live)
-                text.refresh(self.replay.canvas)
-                mismatches = find_mismatches(self.replay, live, self.kernel.base)
+        for attempt in range(SETTLE_TRIES + POKE_TRIES):
+            live = text.copy(self.memory)
+            self.replay.follow(self._values(self.kernel), live)
+            mismatches = find_mismatches(self.replay, live, self.kernel.base)
+            poking = False
+            if mismatches and attempt >= SETTLE_TRIES - 1:
+                mismatches, poking = self._look_closely(text, mismatches)
+            text.refresh(self.replay.canvas)
             if not mismatches:
                 self.settled += 1
                 break
-            if not last:
-                time.sleep(SETTLE_WAIT_S)
+            if attempt >= SETTLE_TRIES - 1 and not poking:
+                break
+            time.sleep(SETTLE_WAIT_S)
         return mismatches
+
+    def _look_closely(
+        self, text: _Region, mismatches: list[Mismatch]
+    ) -> tuple[list[Mismatch], bool]:
+        """Hold the guest still and look again at the pages that differ.
+
+        Returns what still differs, and whether text_poke_bp() is in the middle of a patch.
+        """
+        assert self.kernel is not None
+        assert self.replay is not None
+        offsets = np.array([at for each in mismatches for at in each.offsets], dtype=np.int64)
+        pages = np.unique(
+            np.concatenate((offsets >> 12, (offsets - 15) >> 12, (offsets + 15) >> 12))
+        )
+        narrowed = self.replay.run_time.within(pages)
+        live = text.copy(self.memory)
+        with self._paused():
+            values = self._values(self.kernel)
+            text.copy_pages(self.memory, live, pages)
+            self.replay.follow(values, live, narrowed)
+            poking = text_poke.in_flight(self.image, values)
+        return find_mismatches(self.replay, live, self.kernel.base), poking
 
     def _text_finding(self, mismatches: list[Mismatch]) -> Finding:
         assert self.replay is not None
@@ -230,11 +278,16 @@ class KernelTextProof:
         summary = f"constant data was changed, in {where}"
         return Finding(RODATA, Outcome.FAIL, summary, details, self._source())
 
+    def notable(self) -> list[Notable]:
+        """Return what is lawful but worth knowing, as of the last look at the run-time state."""
+        if self.replay is None or self.replay.state is None or self.kernel is None:
+            return []
+        return notable(self.image, self.replay.state, self.kernel.base)
+
     def _notable_finding(self) -> Finding:
-        assert self.replay is not None
-        notable = self.replay.notable()
-        summary = "; ".join(notable) if notable else "nothing lawful but unusual is active"
-        details: dict[str, JsonValue] = {"notable": list(notable)}
+        found = self.notable()
+        summary = "; ".join(each.text for each in found) or "nothing lawful but unusual is active"
+        details: dict[str, JsonValue] = {"notable": [each.as_json() for each in found]}
         return Finding(NOTABLE, Outcome.PASS, summary, details, self._source())
 
     def _source(self) -> str:

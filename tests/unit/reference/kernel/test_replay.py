@@ -11,6 +11,7 @@ from undercroft.formats.kernel import load_kernel
 from undercroft.reference.kernel.canvas import Canvas
 from undercroft.reference.kernel.explain import Mismatch, find_mismatches
 from undercroft.reference.kernel.guest import GuestValues
+from undercroft.reference.kernel.notable import notable
 from undercroft.reference.kernel.replay import Replay, replay
 from undercroft.reference.kernel.retpolines import Mode
 from undercroft.reference.kernel.rules import Rule
@@ -53,7 +54,8 @@ def test_an_ordinary_boot_is_explained(linux: TinyLinux) -> None:
     assert result.choices.paravirt == {t.PV_OPS + 8: t.KVM}
     assert result.choices.returns.name == "ret"
     assert result.choices.retpolines.mode is Mode.THUNK
-    assert result.notable() == []
+    assert result.state is not None
+    assert notable(linux.image, result.state, linux.base) == []
     statistics = result.statistics()
     assert statistics["return"] == {"sites": 2, "changed": 2}
     assert statistics["retpoline"] == {"sites": 4, "changed": 0}
@@ -249,8 +251,9 @@ def test_a_null_static_call_may_keep_an_early_ret(linux: TinyLinux) -> None:
     linux.patched[t.STATIC_TAIL] = rel32("e9", t.STATIC_TAIL, t.SRSO_THUNK)
     result, mismatches = replayed(linux)
     assert mismatches == []
-    assert result.early_returns == 1
-    assert result.notable() == ["1 static calls kept an early ret"]
+    assert result.state is not None
+    (found,) = notable(linux.image, result.state, linux.base)
+    assert (result.state.early_returns, found.kind) == (1, "static-call.early-ret")
 
 
 def call_depth(linux: TinyLinux) -> None:
@@ -292,7 +295,8 @@ def test_a_pad_that_a_module_filled_later(recent: TinyLinux) -> None:
     recent.patched |= {t.PADDED - 9: pad, t.CALLER: b"\x90" * 5}
     result, mismatches = replayed(recent)
     assert mismatches == []
-    assert result.late_pads == 1
+    assert result.state is not None
+    assert result.state.late_pads == 1
 
 
 def test_a_static_call_through_a_pad(recent: TinyLinux) -> None:

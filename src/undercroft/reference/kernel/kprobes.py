@@ -1,0 +1,109 @@
+"""Rule 13: kprobes.  A breakpoint, or a jump to a detour, where a probe was set.
+
+``kprobe_table`` holds every probe.  An armed one puts INT3 over its first byte
+(arch_arm_kprobe); one that is optimised is ``jmp`` to its detour instead, over five bytes of
+which it keeps a copy (arch_optimize_kprobes).  Between the two the flag is ahead of the code, so
+both forms are taken.  Probes at a function's start use ftrace (rule 12) and leave no INT3.
+
+The probe's copy of what it replaced must equal what we expect there: a probe cannot be used to
+hide another change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from undercroft.formats.kernel import KernelImage
+from undercroft.reference.kernel.canvas import Canvas
+from undercroft.reference.kernel.guest import GuestStructs
+from undercroft.reference.kernel.rules import Rule
+
+FLAG_GONE, FLAG_DISABLED, FLAG_OPTIMIZED, FLAG_FTRACE = 1, 2, 4, 8
+"""KPROBE_FLAG_* in include/linux/kprobes.h."""
+TABLE_SIZE = 64
+_INT3, _JMP = 0xCC, 0xE9
+_JMP_SIZE = 5
+_HANDLERS = ("pre_handler", "post_handler")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A registered kprobe.  Positions; ``handlers`` are the functions it calls.
+
+    ``detour`` and ``copied`` are those of an optimised probe, else None.
+    """
+
+    site: int
+    opcode: int
+    flags: int
+    handlers: tuple[int, ...]
+    slot: int
+    detour: int | None
+    copied: bytes
+
+
+def read_probes(image: KernelImage, guest: GuestStructs) -> tuple[Probe, ...]:
+    """Return every probe in kprobe_table; none if the kernel has no kprobes."""
+    table = image.find("kprobe_table")
+    if table is None or "kprobe" not in image.btf:
+        return ()
+    heads = guest.values.address(table)
+    found = guest.hash_table(heads, TABLE_SIZE, "kprobe", "hlist")
+    return tuple(_read(image, guest, at) for at in found)
+
+
+def _read(image: KernelImage, guest: GuestStructs, at: int) -> Probe:
+    position = guest.values.position
+    handlers = [guest.u64(at, "kprobe", name) for name in _HANDLERS]
+    aggregate = image.find("aggr_pre_handler")
+    flags = guest.u32(at, "kprobe", "flags")
+    detour, copied = None, b""
+    if aggregate is not None and handlers[0] == guest.values.address(aggregate):
+        if flags & FLAG_OPTIMIZED:
+            detour = position(guest.u64(at, "optimized_kprobe", "optinsn.insn"))
+            copied = guest.bytes(at, "optimized_kprobe", "optinsn.copied_insn", _JMP_SIZE - 1)
+        # An aggregate calls the handlers of the probes on its list.
+        head = at + image.btf.offset_of("kprobe", "list")
+        for each in guest.list(head, "kprobe", "list"):
+            handlers += [
+                guest.u64(each, "kprobe", name) for name in ("pre_handler", "post_handler")
+            ]
+    slot = guest.u64(at, "kprobe", "ainsn.insn")
+    return Probe(
+        site=position(guest.u64(at, "kprobe", "addr")),
+        opcode=guest.bytes(at, "kprobe", "opcode", 1)[0],
+        flags=flags,
+        handlers=tuple(dict.fromkeys(position(handler) for handler in handlers if handler)),
+        slot=position(slot) if slot else 0,
+        detour=detour,
+        copied=copied,
+    )
+
+
+def apply(probes: tuple[Probe, ...], canvas: Canvas, live: Canvas) -> tuple[Probe, ...]:
+    """Paint the probes that are armed on this canvas; return them.
+
+    A probe whose copy of the original differs from what is expected is not painted.
+    """
+    pieces = []
+    armed = []
+    for probe in probes:
+        if probe.flags & (FLAG_GONE | FLAG_DISABLED | FLAG_FTRACE):
+            continue
+        if not canvas.start <= probe.site <= canvas.stop - _JMP_SIZE:
+            continue
+        before = canvas.get(probe.site, _JMP_SIZE)
+        if before[0] != probe.opcode:
+            continue
+        piece = bytes((_INT3,)) + before[1:]
+        if probe.detour is not None and probe.copied == before[1:]:
+            distance = (probe.detour - probe.site - _JMP_SIZE) % (1 << 32)
+            jump = bytes((_JMP,)) + distance.to_bytes(4, "little")
+            if live.get(probe.site, _JMP_SIZE) == jump:
+                piece = jump
+        if live.get(probe.site, 1) == before[:1]:
+            continue  # registered, not armed (kprobes_all_disarmed, or just now)
+        pieces.append((probe.site, piece))
+        armed.append(probe)
+    canvas.paint_each(Rule.KPROBE, pieces)
+    return tuple(armed)
