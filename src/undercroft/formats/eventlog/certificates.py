@@ -31,8 +31,8 @@ def summarise_certificate(der: bytes) -> CertificateSummary | None:
             certificate = x509.load_der_x509_certificate(der)
             subject, issuer = certificate.subject, certificate.issuer
             tbs = certificate.tbs_certificate_bytes
-    except (ValueError, x509.InvalidVersion):
-        return None
+    except (ValueError, TypeError, x509.InvalidVersion):
+        return None  # TypeError: a name whose attribute is a BIT STRING
     hashes = {name: hashlib.new(name, tbs).digest() for name in ("sha256", "sha384", "sha512")}
     return CertificateSummary(_name(subject), _name(issuer), hashlib.sha256(der).digest(), hashes)
 

@@ -82,6 +82,8 @@ def test_a_certificate_is_named_by_its_common_name() -> None:
 
 def test_bytes_that_are_no_certificate_have_no_name() -> None:
     assert summarise_certificate(b"\x30\x82\x01\x00") is None
+    odd_name = certificate("x").replace(b"\x0c\x01x", b"\x03\x01x")
+    assert summarise_certificate(odd_name) is None
     changed = bytearray(certificate("x"))
     version = changed.index(b"\xa0\x03\x02\x01\x02") + 4
     changed[version] = 9
