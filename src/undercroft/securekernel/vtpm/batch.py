@@ -8,7 +8,7 @@ handles that the guest knows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from undercroft.base import FormatError, UndercroftError
@@ -63,30 +63,32 @@ class BatchRunner:
         responses: list[bytes] = []
         try:
             for command in batch.commands:
-                response = self._command(run, command, batch.locality)
+                response, code = self._command(run, command, batch.locality)
                 responses.append(response)
-                if response_code(response) != rc.RC_SUCCESS:
+                if code != rc.RC_SUCCESS:
                     break
         finally:
             self._clean_up(run)
         return responses
 
-    def _command(self, run: _Run, command: RawCommand, locality: int) -> bytes:
-        data = bytearray(command.data)
-        for offset, index in command.patches:
-            handle = run.handles[index]
-            if handle is None:
-                raise FormatError("vTPM batch", offset, f"command {index} returned no handle")
-            data[offset : offset + 4] = handle.to_bytes(4, "big")
-        response = self._persistently(run, bytes(data), locality)
-        run.handles.append(_returned_handle(data, response))
-        return response
+    def _command(self, run: _Run, command: RawCommand, locality: int) -> tuple[bytes, int]:
+        data = _patched(command, run.handles) if command.patches else command.data
+        response, code = self._persistently(run, data, locality)
+        run.handles.append(None)
+        if code == rc.RC_SUCCESS:
+            for index in command.ends:
+                run.handles[index] = None
+            if HEADER.unpack_from(data)[2] in RETURNS_HANDLE:
+                run.handles[-1] = int.from_bytes(response[10:14], "big")
+        return response, code
 
-    def _persistently(self, run: _Run, data: bytes, locality: int) -> bytes:
+    def _persistently(self, run: _Run, data: bytes, locality: int) -> tuple[bytes, int]:
         """Run a command; make room or wait a moment as often as that helps."""
         for _ in range(_MAX_TRIES):
             response = self._execute(data, locality)
             code = response_code(response)
+            if code == rc.RC_SUCCESS:
+                break
             if code in _TRY_AGAIN:
                 time.sleep(_PAUSE)
             elif not (
@@ -94,7 +96,7 @@ class BatchRunner:
                 or (code in _SESSIONS_FULL and self._move_away(run, LOADED_SESSION_FIRST))
             ):
                 break
-        return response
+        return response, code
 
     def _move_away(self, run: _Run, first: int) -> bool:
         """Save and remove one of the guest's objects or loaded sessions; False if none can be."""
@@ -117,8 +119,7 @@ class BatchRunner:
     def _clean_up(self, run: _Run) -> None:
         for handle in run.handles:
             if handle is not None:
-                # A session that a command has ended or a sequence that was completed is gone
-                # already; TPM_RC_HANDLE is then the answer.
+                # A sequence that was completed is gone already; the answer is TPM_RC_HANDLE.
                 self._execute(commands.flush_context(handle).data, 0)
         for handle, context in sorted(run.moved.items()):
             self._restore(handle, context)
@@ -150,8 +151,11 @@ class BatchRunner:
             )
 
 
-def _returned_handle(data: bytes | bytearray, response: bytes) -> int | None:
-    _, _, code = HEADER.unpack_from(data)
-    if response_code(response) != rc.RC_SUCCESS or code not in RETURNS_HANDLE:
-        return None
-    return int.from_bytes(response[HEADER.size : HEADER.size + 4], "big")
+def _patched(command: RawCommand, handles: Sequence[int | None]) -> bytes:
+    data = bytearray(command.data)
+    for offset, index in command.patches:
+        handle = handles[index]
+        if handle is None:
+            raise FormatError("vTPM batch", offset, f"there is no handle of command {index}")
+        data[offset : offset + 4] = handle.to_bytes(4, "big")
+    return bytes(data)

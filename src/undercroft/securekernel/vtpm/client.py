@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
-from undercroft.base import EnvironmentFault, FormatError, HashAlgorithm, PcrBank
+from undercroft.base import FormatError, HashAlgorithm, PcrBank
 from undercroft.securekernel.vtpm import commands, protocol
 from undercroft.securekernel.vtpm.commands import PcrSelection
 from undercroft.securekernel.vtpm.keys import (
@@ -25,6 +25,7 @@ from undercroft.securekernel.vtpm.keys import (
     ek_template,
 )
 from undercroft.securekernel.vtpm.launchlog import LaunchConfig
+from undercroft.securekernel.vtpm.pcrs import PcrReads, quotes_these
 from undercroft.securekernel.vtpm.protocol import Done
 from undercroft.securekernel.vtpm.rc import TpmError, VtpmUnavailable
 from undercroft.securekernel.vtpm.wire import (
@@ -34,6 +35,14 @@ from undercroft.securekernel.vtpm.wire import (
     HandleOf,
     response_code,
 )
+
+Selected: TypeAlias = tuple[tuple[HashAlgorithm, tuple[int, ...]], ...]
+
+_AUTHORIZE = (
+    commands.start_policy_session(),
+    commands.policy_locality(HandleOf(1), 1 << SECURE_KERNEL_LOCALITY),
+)
+"""Commands 1 and 2 of a quote: satisfy the attestation key's policy."""
 
 NV_CHUNK = 1024
 """Bytes read by one TPM2_NV_Read: TPM_PT_NV_BUFFER_MAX of libtpms."""
@@ -91,6 +100,7 @@ class VtpmClient:
             ) from fault
         self._contexts: dict[KeyType, bytes] = {}
         self._keys: dict[KeyType, AttestationKey] = {}
+        self._last_pcrs: dict[Selected, tuple[PcrBank, ...]] = {}
 
     def __enter__(self) -> VtpmClient:
         return self
@@ -178,7 +188,7 @@ class VtpmClient:
 
     def pcr_read(self, selection: PcrSelection) -> tuple[PcrBank, ...]:
         """Return the values of ``selection``, all of one moment; one bank per hash algorithm."""
-        reads = _PcrReads(selection)
+        reads = PcrReads(selection)
         return reads.parse(self.run(reads.commands))
 
     def pcr_extend(
@@ -223,27 +233,47 @@ class VtpmClient:
         *,
         key_type: KeyType = KeyType.ECC,
     ) -> Quote:
-        """Quote ``selection`` and read it in the same slot.
+        """Quote ``selection``, with the values that the quote's pcrDigest is of.
 
+        They are read in the same slot, or, if that digest says that none has changed, are those
+        of this connection's last quote.
         ``qualifying_data`` is at most 64 bytes.  Banks are quoted in the order given.
         """
-        ordered = {algorithm: tuple(indices) for algorithm, indices in selection.items()}
-        reads = _PcrReads(ordered)
-        session = HandleOf(1)
-        tail = [
-            start := commands.start_policy_session(),
-            policy := commands.policy_locality(session, 1 << SECURE_KERNEL_LOCALITY),
-            quote := commands.quote(HandleOf(0), Auth(session), qualifying_data, ordered),
-            *reads.commands,
-        ]
-        done = self._with_ak(key_type, tail)
-        responses = done.responses
-        commands.parse_start_policy_session(start, responses[1])
-        commands.empty(policy, responses[2])
-        attest, signature = commands.parse_quote(quote, responses[3])
-        pcrs = reads.parse(responses[4:])
+        selected = tuple((bank, tuple(indices)) for bank, indices in selection.items())
+        pcrs = self._last_pcrs.get(selected)
+        if pcrs is not None:
+            done, attest, signature, _ = self._quote(key_type, qualifying_data, selected, ())
+            if quotes_these(attest, pcrs):
+                key = self._keys[key_type]
+                return Quote(attest, signature, key.public, pcrs, done.launch, done.log_size)
+        reads = PcrReads(dict(selected))
+        done, attest, signature, values = self._quote(
+            key_type, qualifying_data, selected, reads.commands
+        )
+        pcrs = self._last_pcrs[selected] = reads.parse(values)
         key = self._keys[key_type]
         return Quote(attest, signature, key.public, pcrs, done.launch, done.log_size)
+
+    def _quote(
+        self,
+        key_type: KeyType,
+        qualifying_data: bytes,
+        selected: Selected,
+        then: Sequence[Command],
+    ) -> tuple[Done, bytes, bytes, tuple[bytes, ...]]:
+        """Quote, and run ``then`` in the same slot; return attestation, signature, responses."""
+        auth = Auth(HandleOf(1), last=True)
+        quote = commands.quote(HandleOf(0), auth, qualifying_data, dict(selected))
+        done = self._with_ak(
+            key_type,
+            [
+                *_AUTHORIZE,
+                quote,
+                *then,
+            ],
+        )
+        attest, signature = commands.parse_quote(quote, done.responses[3])
+        return done, attest, signature, done.responses[4:]
 
     def _with_ak(self, key_type: KeyType, tail: Sequence[Command]) -> Done:
         """Run ``tail`` after the key is loaded, as command 0 of the batch.
@@ -321,35 +351,3 @@ _HANDLE_1 = 0x18B
 
 def _parse_nv_read(command: Command, response: bytes) -> bytes:
     return commands.parse_nv_read(command, response)
-
-
-class _PcrReads:
-    """The commands that read a selection, and the banks that their responses make."""
-
-    def __init__(self, selection: PcrSelection) -> None:
-        self._parts = commands.chunks(selection)
-        if not self._parts:
-            raise ValueError("an empty PCR selection")
-        self.commands = [commands.pcr_read({bank: indices}) for bank, indices in self._parts]
-
-    def parse(self, responses: Sequence[bytes]) -> tuple[PcrBank, ...]:
-        """Return the banks.  Raises EnvironmentFault where the TPM lacks one, FormatError where
-        the parts are not of one moment."""
-        banks: dict[HashAlgorithm, dict[int, bytes]] = {}
-        counters = set()
-        for (bank, indices), command, response in zip(
-            self._parts, self.commands, responses, strict=True
-        ):
-            counter, got, digests = commands.parse_pcr_read(command, response)
-            counters.add(counter)
-            if got != commands.encode_selection({bank: indices}) or len(digests) != len(indices):
-                raise EnvironmentFault(
-                    "the TPM did not return the PCRs that were asked for",
-                    expected=f"{bank} {list(indices)}",
-                    got=f"selection {got.hex()}, {len(digests)} values",
-                    remedy="is that PCR bank allocated?",
-                )
-            banks.setdefault(bank, {}).update(zip(indices, digests, strict=True))
-        if len(counters) != 1:
-            raise FormatError("TPML_DIGEST", 0, "PCRs changed between reads", got=sorted(counters))
-        return tuple(PcrBank(bank, values) for bank, values in banks.items())

@@ -6,7 +6,8 @@ A message is a 32-bit big-endian size and that many bytes; the first byte is the
 kind   name    body
 ====== ======= ==========================================================================
 1      BATCH   u8 locality, u8 count, then for each command: u32 size, bytes,
-               u8 patches, for each u16 offset and u8 index (see wire.Command)
+               u8 patches, for each u16 offset and u8 index, u8 ends, for each u8 index
+               (see wire.Command)
 2      STATUS  nothing; the answer is JSON
 3      KEYS    nothing; the answer is JSON: for each key type public, name, context (hex)
 4      RECORD  u16 size, name, u32 size, data: extend PCR 19 and the log; no answer
@@ -40,6 +41,7 @@ MAX_MESSAGE = 1024 * 1024
 MAX_ANSWER = 64 * 1024 * 1024
 """Largest message to the multiplexer and largest answer (a log), in bytes."""
 _SIZE = struct.Struct(">I")
+_CHUNK = 1 << 18
 
 
 class Kind(enum.IntEnum):
@@ -68,6 +70,7 @@ class RawCommand:
 
     data: bytes
     patches: tuple[tuple[int, int], ...] = ()
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,9 @@ class Batch:
     @classmethod
     def of(cls, locality: int, commands: Sequence[Command]) -> Batch:
         """Return the batch of these commands."""
-        return cls(locality, tuple(RawCommand(each.data, each.patches) for each in commands))
+        return cls(
+            locality, tuple(RawCommand(each.data, each.patches, each.ends) for each in commands)
+        )
 
 
 def encode_batch(locality: int, commands: Sequence[Command]) -> bytes:
@@ -91,6 +96,8 @@ def encode_batch(locality: int, commands: Sequence[Command]) -> bytes:
         out.append(len(command.patches))
         for offset, index in command.patches:
             out += struct.pack(">HB", offset, index)
+        out.append(len(command.ends))
+        out += bytes(command.ends)
     return bytes(out)
 
 
@@ -118,7 +125,10 @@ def _parse_command(reader: BoundedReader, number: int) -> RawCommand:
         if index >= number or not HEADER.size <= offset <= len(data) - 4:
             raise reader.fail("a patch refers outside", got=f"offset {offset}, index {index}")
         patches.append((offset, index))
-    return RawCommand(data, tuple(patches))
+    ends = tuple(reader.sized(1, "ends"))
+    if any(index >= number for index in ends):
+        raise reader.fail("ends something later", got=list(ends))
+    return RawCommand(data, tuple(patches), ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,26 +198,31 @@ def send(peer: socket.socket, kind: int, body: bytes) -> None:
 def receive(peer: socket.socket, limit: int = MAX_MESSAGE) -> tuple[int, bytes] | None:
     """Receive one message as (kind, body); None at the end of the stream.
 
-    Raises FormatError for a size that is zero or too large or a message that is cut short.
+    One message is under way at a time, so whatever arrives belongs to it.  Raises FormatError
+    for a size that is zero or too large and for a message that is cut short or too long.
     """
-    head = _exactly(peer, _SIZE.size, may_end=True)
-    if head is None:
+    data = peer.recv(_CHUNK)
+    if not data:
         return None
-    (size,) = _SIZE.unpack(head)
-    if not 1 <= size <= limit:
+    while len(data) < _SIZE.size:
+        data += _more(peer, len(data), _SIZE.size)
+    size = _SIZE.size + _SIZE.unpack_from(data)[0]
+    if not _SIZE.size < size <= _SIZE.size + limit:
         raise FormatError("vTPM message", 0, "size", expected=f"1..{limit}", got=size)
-    message = _exactly(peer, size, may_end=False)
-    assert message is not None
-    return message[0], message[1:]
+    if len(data) < size:
+        parts = [data]
+        got = len(data)
+        while got < size:
+            parts.append(_more(peer, got, size))
+            got += len(parts[-1])
+        data = b"".join(parts)
+    if len(data) > size:
+        raise FormatError("vTPM message", size, "bytes are left over", got=len(data) - size)
+    return data[4], data[5:]
 
 
-def _exactly(peer: socket.socket, size: int, *, may_end: bool) -> bytes | None:
-    data = bytearray()
-    while len(data) < size:
-        chunk = peer.recv(min(1 << 20, size - len(data)))
-        if not chunk:
-            if may_end and not data:
-                return None
-            raise FormatError("vTPM message", len(data), "cut short", expected=size, got=len(data))
-        data += chunk
-    return bytes(data)
+def _more(peer: socket.socket, got: int, size: int) -> bytes:
+    data = peer.recv(_CHUNK)
+    if not data:
+        raise FormatError("vTPM message", got, "cut short", expected=size, got=got)
+    return data

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from undercroft.base import FormatError
 from undercroft.formats.reader import BoundedReader
 from undercroft.securekernel.vtpm.rc import RC_SUCCESS, TpmError
 
@@ -95,20 +96,26 @@ Handle: TypeAlias = int | HandleOf
 class Auth:
     """One entry of a command's authorization area: the empty password, or a policy session.
 
-    ``continueSession`` is always set; the multiplexer flushes what a batch has created.
+    A session whose ``last`` use this is ends with the command (continueSession is clear).
     """
 
     session: Handle = RS_PW
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A marshalled command.  ``patches`` are (byte offset, index): four bytes to be replaced by
-    the handle that command ``index`` of the batch returned."""
+    """A marshalled command.
+
+    ``patches`` are (byte offset, index): four bytes to be replaced by the handle that command
+    ``index`` of the batch returned.  ``ends`` are the indices of those whose handle is gone when
+    this command has succeeded.
+    """
 
     code: CommandCode
     data: bytes
     patches: tuple[tuple[int, int], ...] = ()
+    ends: tuple[int, ...] = ()
 
 
 class _Marshal:
@@ -142,7 +149,7 @@ def build(
         for auth in auths:
             out.handle(auth.session)
             # nonceCaller (empty), TPMA_SESSION continueSession, hmac (empty): part 2, 10.13.2
-            out.data += b"\x00\x00\x01\x00\x00"
+            out.data += bytes([0, 0, not auth.last, 0, 0])
         out.data[size_at : size_at + 4] = (len(out.data) - size_at - 4).to_bytes(4, "big")
     out.data += parameters
     if len(out.data) > MAX_SIZE:
@@ -150,20 +157,24 @@ def build(
     HEADER.pack_into(
         out.data, 0, ST_SESSIONS if auths else ST_NO_SESSIONS, len(out.data), int(code)
     )
-    return Command(code, bytes(out.data), tuple(out.patches))
+    ends = tuple(
+        auth.session.index for auth in auths if auth.last and isinstance(auth.session, HandleOf)
+    )
+    return Command(code, bytes(out.data), tuple(out.patches), ends)
 
 
 def response_code(response: bytes) -> int:
     """Return a response's TPM_RC.  Raises FormatError if it has no proper header."""
-    reader = BoundedReader(response, "TPM response", order="big")
-    tag = reader.u16("tag")
-    size = reader.u32("responseSize")
-    rc = reader.u32("responseCode")
+    if len(response) < HEADER.size:
+        raise FormatError("TPM response", 0, "the header is cut short", got=len(response))
+    tag, size, rc = HEADER.unpack_from(response)
     if tag not in (ST_NO_SESSIONS, ST_SESSIONS, ST_RSP_COMMAND):
-        raise reader.fail("unknown tag", expected="0x8001 or 0x8002", got=hex(tag))
+        raise FormatError("TPM response", 0, "unknown tag", got=hex(tag))
     if size != len(response):
-        raise reader.fail("responseSize is not the size", expected=len(response), got=size)
-    return rc
+        raise FormatError(
+            "TPM response", 2, "responseSize is not the size", expected=len(response), got=size
+        )
+    return int(rc)
 
 
 def parse_response(command: Command, response: bytes) -> tuple[int | None, BoundedReader]:

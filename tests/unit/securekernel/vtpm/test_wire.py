@@ -139,13 +139,14 @@ GOOD = build(CommandCode.READ_PUBLIC, handles=[0]).data
     "body",
     [
         b"",
-        bytes([5, 1]) + struct.pack(">I", 14) + GOOD + b"\0",
+        bytes([5, 1]) + struct.pack(">I", 14) + GOOD + b"\0\0",
         bytes([0, 0]),
-        bytes([0, 33]) + (struct.pack(">I", 14) + GOOD + b"\0") * 33,
-        bytes([0, 1]) + struct.pack(">I", 4097) + bytes(4097) + b"\0",
-        bytes([0, 1]) + struct.pack(">I", 13) + GOOD[:13] + b"\0",
-        bytes([0, 1]) + struct.pack(">I", 14) + GOOD + b"\1" + struct.pack(">HB", 10, 0),
-        bytes([0, 1]) + struct.pack(">I", 14) + GOOD + b"\0" + b"x",
+        bytes([0, 33]) + (struct.pack(">I", 14) + GOOD + b"\0\0") * 33,
+        bytes([0, 1]) + struct.pack(">I", 4097) + bytes(4097) + b"\0\0",
+        bytes([0, 1]) + struct.pack(">I", 13) + GOOD[:13] + b"\0\0",
+        bytes([0, 1]) + struct.pack(">I", 14) + GOOD + b"\1" + struct.pack(">HB", 10, 0) + b"\0",
+        bytes([0, 1]) + struct.pack(">I", 14) + GOOD + b"\0\1\0",
+        bytes([0, 1]) + struct.pack(">I", 14) + GOOD + b"\0\0" + b"x",
     ],
     ids=[
         "empty",
@@ -155,6 +156,7 @@ GOOD = build(CommandCode.READ_PUBLIC, handles=[0]).data
         "command too large",
         "size disagrees",
         "patch refers to itself",
+        "ends itself",
         "leftover",
     ],
 )
@@ -166,6 +168,6 @@ def test_malformed_batches_are_refused(body: bytes) -> None:
 def test_a_patch_outside_the_command_is_refused() -> None:
     one = struct.pack(">I", 14) + GOOD
     for offset in (0, 9, 11, 0xFFFF):
-        body = bytes([0, 2]) + one + b"\0" + one + b"\1" + struct.pack(">HB", offset, 0)
+        body = bytes([0, 2]) + one + b"\0\0" + one + b"\1" + struct.pack(">HB", offset, 0)
         with pytest.raises(FormatError, match="patch"):
             protocol.parse_batch(body)
