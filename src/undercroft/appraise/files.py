@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from undercroft.appraise.ima import appraise_ima
 from undercroft.appraise.ima_entry import CLAIM
@@ -27,12 +27,25 @@ def appraise_files(
 
     Where no list is required, what could not be told is stated only; what is wrong counts.
     """
-    required = policy.files.ima is Requirement.REQUIRED
     if verified.ima is None:
-        why = "there is no IMA list: nothing tells which files ran"
-        finding = Finding("ima.list", Outcome.UNKNOWN, why)
-        yield failed(finding, CLAIM, Action.INSUFFICIENT) if required else stated(finding)
-        return
-    for judgement in appraise_ima(verified.ima, judge, verified.quote.pcrs).judgements:
+        yield no_list(policy)
+    else:
+        found = appraise_ima(verified.ima, judge, verified.quote.pcrs).judgements
+        yield from as_required(found, policy)
+
+
+def no_list(policy: Policy) -> Judgement:
+    """Judge that there is no list."""
+    why = "there is no IMA list: nothing tells which files ran"
+    finding = Finding("ima.list", Outcome.UNKNOWN, why)
+    if policy.files.ima is Requirement.REQUIRED:
+        return failed(finding, CLAIM, Action.INSUFFICIENT)
+    return stated(finding)
+
+
+def as_required(judgements: Iterable[Judgement], policy: Policy) -> Iterator[Judgement]:
+    """Return ``judgements`` by what the policy requires."""
+    required = policy.files.ima is Requirement.REQUIRED
+    for judgement in judgements:
         unknown = judgement.finding.outcome is Outcome.UNKNOWN
         yield stated(judgement.finding) if unknown and not required else judgement

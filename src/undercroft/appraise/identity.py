@@ -8,8 +8,10 @@ from undercroft.appraise.model import Judgement, failed, passed, stated
 from undercroft.appraise.verified import VerifiedEvidence
 from undercroft.base import Finding, Outcome
 from undercroft.formats.ear import TrustClaim
-from undercroft.formats.evidence import HowTrusted
+from undercroft.formats.evidence import HowTrusted, Trust
 from undercroft.policy import Policy
+from undercroft.verify.eventlog import ReplayedLog
+from undercroft.verify.quote import VerifiedQuote
 
 CLAIM = TrustClaim.INSTANCE_IDENTITY
 
@@ -20,10 +22,9 @@ _WHY_TRUSTED = {
 }
 
 
-def appraise_identity(verified: VerifiedEvidence, policy: Policy) -> Iterator[Judgement]:
-    """State what verification has shown, and judge what is weak about it."""
-    quote, trust = verified.quote, verified.trust
-    yield passed(
+def appraise_key(trust: Trust, quote: VerifiedQuote, policy: Policy) -> tuple[Judgement, ...]:
+    """Judge who signs: the same for every quote of one key over the same banks."""
+    authentic = passed(
         Finding(
             "quote.authentic",
             Outcome.PASS,
@@ -33,13 +34,28 @@ def appraise_identity(verified: VerifiedEvidence, policy: Policy) -> Iterator[Ju
         ),
         CLAIM,
     )
-    yield passed(
+    if not quote.weaknesses:
+        return (authentic,)
+    names = [weakness.value for weakness in quote.weaknesses]
+    finding = Finding(
+        "quote.strength",
+        Outcome.FAIL,
+        f"the quote leans on what is weak: {', '.join(names)}",
+        {"weaknesses": list(names)},
+        "NIST SP 800-131A Rev. 2, 9",
+    )
+    return authentic, failed(finding, CLAIM, policy.quote.weak)
+
+
+def state_freshness(verified: VerifiedEvidence) -> Judgement:
+    """State what the quote answers and binds."""
+    quote = verified.quote
+    what = "the quote answers this challenge"
+    return passed(
         Finding(
             "quote.fresh",
             Outcome.PASS,
-            "the quote answers this challenge and binds the secure kernel's record"
-            if verified.record
-            else "the quote answers this challenge",
+            f"{what} and binds the secure kernel's record" if verified.record else what,
             {
                 "nonce": str(verified.challenge.nonce),
                 "reset-count": quote.reset_count,
@@ -50,23 +66,13 @@ def appraise_identity(verified: VerifiedEvidence, policy: Policy) -> Iterator[Ju
         ),
         CLAIM,
     )
-    if quote.weaknesses:
-        names = [weakness.value for weakness in quote.weaknesses]
-        finding = Finding(
-            "quote.strength",
-            Outcome.FAIL,
-            f"the quote leans on what is weak: {', '.join(names)}",
-            {"weaknesses": list(names)},
-            "NIST SP 800-131A Rev. 2, 9",
-        )
-        yield failed(finding, CLAIM, policy.quote.weak)
-    yield from _quirks(verified)
 
 
-def _quirks(verified: VerifiedEvidence) -> Iterator[Judgement]:
-    if verified.log is None:
+def state_quirks(log: ReplayedLog | None) -> Iterator[Judgement]:
+    """State where the event log leaves the specification and is believed all the same."""
+    if log is None:
         return
-    for fired in verified.log.quirks:
+    for fired in log.quirks:
         yield stated(
             Finding(
                 "eventlog.quirk",

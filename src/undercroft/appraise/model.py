@@ -102,20 +102,23 @@ def vector_of(judgements: Iterable[Judgement]) -> dict[TrustClaim, int]:
     ``executables`` says 2 (during and after boot) only if files and kernel were both judged;
     else 3, what was loaded during boot.
     """
-    tiers: dict[TrustClaim, set[Tier]] = {}
-    ids = set()
-    for judgement in judgements:
-        if judgement.claim is not None and judgement.tier is not None:
-            tiers.setdefault(judgement.claim, set()).add(judgement.tier)
-            ids.add(judgement.finding.id.split(".")[0])
-    vector = {
-        claim: _value(claim, next(t for t in reversed(_CLAIM_SEVERITY) if t in tiers[claim]))
-        for claim in TrustClaim
-        if claim in tiers
-    }
-    if vector.get(TrustClaim.EXECUTABLES) == APPROVED and not {"ima", "kernel"} <= ids:
-        vector[TrustClaim.EXECUTABLES] = APPROVED_BOOT
+    found = tuple(judgements)
+    worst: dict[TrustClaim, Tier] = {}
+    # A handful of pairs, out of dozens of judgements.
+    for claim, tier in {(j.claim, j.tier) for j in found}:
+        if claim is not None and tier is not None:
+            worst[claim] = max(worst.get(claim, tier), tier, key=_CLAIM_SEVERITY.index)
+    vector = {claim: _value(claim, worst[claim]) for claim in _CLAIMS if claim in worst}
+    if vector.get(TrustClaim.EXECUTABLES) == APPROVED:
+        ids = [j.finding.id for j in found if j.claim is TrustClaim.EXECUTABLES]
+        if not {name.partition(".")[0] for name in ids} >= _RUNTIME_LAYERS:
+            vector[TrustClaim.EXECUTABLES] = APPROVED_BOOT
     return vector
+
+
+_CLAIMS: Final = tuple(TrustClaim)
+_RUNTIME_LAYERS: Final = frozenset({"ima", "kernel"})
+"""What has to be judged, by the first part of finding ids, to speak of the time after boot."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ saved evidence gives the same appraisal again, byte for byte.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from undercroft.appraise.boot import appraise_boot
 from undercroft.appraise.files import appraise_files, judge_of
 from undercroft.appraise.freshness import appraise_time, expiry
-from undercroft.appraise.identity import appraise_identity
+from undercroft.appraise.identity import appraise_key, state_freshness, state_quirks
 from undercroft.appraise.ima_rules import ImaJudge
 from undercroft.appraise.kernel import appraise_kernel
 from undercroft.appraise.model import Appraisal, Judgement, failed
@@ -20,8 +22,31 @@ from undercroft.appraise.verified import VerifiedEvidence, verify_evidence
 from undercroft.base import Finding, Outcome
 from undercroft.policy import Action, Policy
 from undercroft.reference.model import ReferenceSet
+from undercroft.reference.serialise import encode_reference_set
 
-__all__ = ["VerifiedEvidence", "appraise", "judge_of", "verify_evidence"]
+__all__ = ["Rulebook", "VerifiedEvidence", "appraise", "judge_of", "verify_evidence"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rulebook:
+    """References and policy, compiled once for all guests that are appraised by them.
+
+    ``id`` is a digest over everything that both say: equal ids give equal verdicts.
+    """
+
+    references: ReferenceSet
+    policy: Policy
+    judge: ImaJudge
+    policy_id: str
+    id: bytes
+
+    @classmethod
+    def of(cls, references: ReferenceSet, policy: Policy) -> Rulebook:
+        """Compile.  Takes a second or so for 100,000 files."""
+        identifier = policy.identifier
+        said = hashlib.sha256(encode_reference_set(references)).digest()
+        whole = hashlib.sha256(said + identifier.encode()).digest()
+        return cls(references, policy, judge_of(references, policy), identifier, whole)
 
 
 def appraise(
@@ -38,31 +63,58 @@ def appraise(
     what the evidence says; every deviation is a judgement.
     """
     judge = judge or judge_of(references, policy)
+    return assemble(
+        verified,
+        references,
+        policy,
+        policy.identifier,
+        now,
+        key=appraise_key(verified.trust, verified.quote, policy),
+        boot=boot_judgements(verified, references, policy),
+        files=appraise_files(verified, judge, policy),
+    )
+
+
+def boot_judgements(
+    verified: VerifiedEvidence, references: ReferenceSet, policy: Policy
+) -> tuple[Judgement, ...]:
+    """Judge all that cannot change until the machine boots again: log, boot PCRs, Secure Boot."""
+    return (
+        *state_quirks(verified.log),
+        *appraise_boot(verified, references, policy),
+        *appraise_secure_boot(verified.log, policy),
+        *_nothing_to_go_by(references, policy),
+    )
+
+
+def assemble(
+    verified: VerifiedEvidence,
+    references: ReferenceSet,
+    policy: Policy,
+    policy_id: str,
+    now: int,
+    *,
+    key: Iterable[Judgement],
+    boot: Iterable[Judgement],
+    files: Iterable[Judgement],
+) -> Appraisal:
+    """Judge what changes with every quote, and put all judgements together."""
     return Appraisal(
         guest=verified.trust.guest,
-        policy_id=policy.identifier,
+        policy_id=policy_id,
         references=references.name,
         nonce=verified.challenge.nonce,
         appraised_at=now,
         expires_at=expiry(verified, policy, now),
-        judgements=tuple(_judgements(verified, references, policy, now, judge)),
+        judgements=(
+            *key,
+            state_freshness(verified),
+            appraise_time(verified, policy, now),
+            *boot,
+            *files,
+            *appraise_kernel(verified.record, references, policy),
+        ),
     )
-
-
-def _judgements(
-    verified: VerifiedEvidence,
-    references: ReferenceSet,
-    policy: Policy,
-    now: int,
-    judge: ImaJudge,
-) -> Iterator[Judgement]:
-    yield from appraise_identity(verified, policy)
-    yield appraise_time(verified, policy, now)
-    yield from appraise_boot(verified, references, policy)
-    yield from appraise_secure_boot(verified.log, policy)
-    yield from appraise_files(verified, judge, policy)
-    yield from appraise_kernel(verified.record, references, policy)
-    yield from _nothing_to_go_by(references, policy)
 
 
 def _nothing_to_go_by(references: ReferenceSet, policy: Policy) -> Iterator[Judgement]:

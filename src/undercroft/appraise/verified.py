@@ -12,7 +12,7 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 
-from undercroft.base import HashAlgorithm, PcrBank
+from undercroft.base import HashAlgorithm, PcrBank, VerificationError
 from undercroft.formats.eventlog import parse_eventlog
 from undercroft.formats.evidence import (
     Challenge,
@@ -24,7 +24,7 @@ from undercroft.formats.evidence import (
 )
 from undercroft.formats.ima import ImaList, parse_binary
 from undercroft.formats.tpm import PcrSelectionList, parse_public, parse_quote
-from undercroft.verify.ak import verify_ak
+from undercroft.verify.ak import AttestationKey, verify_ak
 from undercroft.verify.checks import Check
 from undercroft.verify.eventlog import ReplayedLog, verify_eventlog
 from undercroft.verify.ima import ReplayedIma, replay_ima
@@ -103,20 +103,30 @@ def verify_evidence(
 
     Raises VerificationError (its ``check`` says which check) or FormatError.
     """
-    quote = _verify_quote(evidence, trust, challenge, last)
+    quote = verify_quote_item(evidence, trust, trusted_key(trust), challenge, last)
     return VerifiedEvidence(
         trust,
         challenge,
         quote,
         None if evidence.eventlog is None else _verify_log(evidence.eventlog, quote),
         None if evidence.ima_list is None else _verify_ima(evidence.ima_list, quote),
-        None if evidence.record is None else _bound_record(evidence.record, trust),
+        bound_record(evidence.record, trust),
     )
 
 
-def _verify_quote(
-    evidence: Evidence, trust: Trust, challenge: Challenge, last: AcceptedState | None
+def trusted_key(trust: Trust) -> AttestationKey:
+    """Load the key that ``trust`` names.  Raises FormatError or VerificationError."""
+    return verify_ak(parse_public(trust.ak_public))
+
+
+def verify_quote_item(
+    evidence: Evidence,
+    trust: Trust,
+    ak: AttestationKey,
+    challenge: Challenge,
+    last: AcceptedState | None,
 ) -> VerifiedQuote:
+    """Verify the quote of ``evidence``; ``ak`` is ``trusted_key(trust)``."""
     item = evidence.quote
     if not hmac.compare_digest(item.claimed_ak_public, trust.ak_public):
         raise V1_AK.failed(
@@ -125,13 +135,26 @@ def _verify_quote(
             got=_short(item.claimed_ak_public),
             remedy="if this guest has a new vTPM, enrol it again",
         )
-    return verify_quote(
-        parse_quote(item.attest, item.signature, item.claimed_pcrs),
-        verify_ak(parse_public(trust.ak_public)),
-        qualifying_data(challenge.nonce, evidence.record),
-        PcrSelectionList.of(challenge.selection),
-        last,
+    bound = qualifying_data(
+        challenge.nonce,
+        record=evidence.record,
+        eventlog=evidence.eventlog,
+        ima_list=evidence.ima_list,
     )
+    quote = parse_quote(item.attest, item.signature, item.claimed_pcrs)
+    try:
+        return verify_quote(quote, ak, bound, PcrSelectionList.of(challenge.selection), last)
+    except VerificationError as error:
+        if error.check != "quote.nonce":
+            raise
+        raise VerificationError(
+            error.check,
+            "the quote does not bind this nonce with this record, event log and IMA list: it "
+            "answers another challenge, or a part was changed",
+            expected=error.expected,
+            got=error.got,
+            remedy=error.remedy,
+        ) from error
 
 
 def _short(public: bytes) -> str:
@@ -166,8 +189,10 @@ def _verify_ima(data: bytes, quote: VerifiedQuote) -> ReplayedIma:
     )
 
 
-def _bound_record(data: bytes, trust: Trust) -> SecureKernelRecord:
-    # That the quote binds these bytes was shown with its qualifying data.
+def bound_record(data: bytes | None, trust: Trust) -> SecureKernelRecord | None:
+    """Parse a record that a verified quote binds, and check whom it is about."""
+    if data is None:
+        return None
     record = parse_record(data)
     if record.guest != trust.guest:
         raise V2_GUEST.failed(

@@ -12,7 +12,6 @@ run code.  Time and memory are linear in the input.
 
 from __future__ import annotations
 
-import enum
 import math
 import struct
 from collections.abc import Mapping
@@ -23,7 +22,6 @@ import cbor2
 import msgspec
 
 from undercroft.base import FormatError
-from undercroft.formats.reader import BoundedReader
 
 _T = TypeVar("_T")
 
@@ -34,20 +32,9 @@ Tagged: TypeAlias = cbor2.CBORTag
 """A tagged value: ``Tagged(number, value)``."""
 
 
-class _Major(enum.IntEnum):
-    """RFC 8949 section 3.1."""
-
-    UNSIGNED = 0
-    NEGATIVE = 1
-    BYTES = 2
-    TEXT = 3
-    ARRAY = 4
-    MAP = 5
-    TAG = 6
-    SIMPLE = 7
-
-
-_KEY_TYPES: Final = (_Major.UNSIGNED, _Major.NEGATIVE, _Major.TEXT)
+# Major types, RFC 8949 section 3.1.
+_UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
+_KEY_TYPES: Final = (_UNSIGNED, _NEGATIVE, _TEXT)
 _FALSE, _TRUE, _NULL, _HALF, _SINGLE, _DOUBLE = 20, 21, 22, 25, 26, 27
 _LONGER_HEADS: Final = {24: 1, 25: 2, 26: 4, 27: 8}
 _SMALLEST: Final = {24: 24, 25: 1 << 8, 26: 1 << 16, 27: 1 << 32}
@@ -80,100 +67,123 @@ def _is_shorter_possible(value: float, kind: int) -> bool:
 
 
 class _Scanner:
-    """Walks one encoded item without building it; raises FormatError at the first fault."""
+    """Walks one encoded item without building it; raises FormatError at the first fault.
+
+    Positions are passed along instead of kept in a BoundedReader: this loop bounds how fast
+    evidence is read.  Every read of more than one byte is checked against ``end`` first; a head
+    past the end is an IndexError, which :meth:`scan` turns into the format's error.
+    """
+
+    __slots__ = ("data", "end", "format_name", "items_left", "max_depth", "tags")
 
     def __init__(self, data: bytes, format_name: str, limits: Limits, tags: frozenset[int]) -> None:
-        self.reader = BoundedReader(data, format_name, order="big")
-        self._items_left = limits.items
-        self._max_depth = limits.depth
-        self._tags = tags
+        self.data = data
+        self.end = len(data)
+        self.format_name = format_name
+        self.items_left = limits.items
+        self.max_depth = limits.depth
+        self.tags = tags
 
-    def _argument(self, info: int) -> int:
-        if info < 24:
-            return info
-        start = self.reader.offset - 1
-        if info not in _LONGER_HEADS:
-            self.reader.offset = start
-            what = "an indefinite length" if info == 31 else "a reserved head"
-            raise self.reader.fail(f"{what} is not deterministic CBOR", got=info)
-        argument = int.from_bytes(self.reader.take(_LONGER_HEADS[info], "a head"), "big")
-        if argument < _SMALLEST[info]:
-            self.reader.offset = start
-            raise self.reader.fail("a head is not in its shortest form", got=argument)
-        return argument
+    def fail(self, at: int, reason: str, *, expected: object = "", got: object = "") -> FormatError:
+        return FormatError(self.format_name, at, reason, expected=expected, got=got)
 
-    def _simple(self, info: int) -> None:
-        if info in (_FALSE, _TRUE, _NULL):
-            return
-        start = self.reader.offset - 1
-        if info not in _FLOATS:
-            self.reader.offset = start
-            raise self.reader.fail("a simple value other than false, true and null", got=info)
-        pattern, size = _FLOATS[info]
-        (value,) = struct.unpack(pattern, self.reader.take(size, "a float"))
-        if not math.isfinite(value) or _is_shorter_possible(value, info):
-            self.reader.offset = start
-            raise self.reader.fail("a float is not finite or not in its shortest form", got=value)
-
-    def _count(self, count: int, each: int, what: str) -> int:
-        """Every element takes a byte at least: refuse a count that cannot be there."""
-        if count * each > self.reader.remaining:
-            raise self.reader.fail(f"{what} is longer than the input", got=count)
-        return count
-
-    def _text(self, size: int) -> None:
-        start = self.reader.offset
+    def scan(self) -> None:
+        """Walk the whole input, which is exactly one item."""
         try:
-            self.reader.take(size, "a text string").decode()
-        except UnicodeDecodeError as error:
-            self.reader.offset = start + error.start
-            raise self.reader.fail("a text string is not UTF-8") from error
+            at = self.item(0, 0)
+        except IndexError:
+            raise self.fail(self.end, "an item is cut short") from None
+        if at != self.end:
+            raise self.fail(at, "bytes are left over", expected=0, got=self.end - at)
 
-    def _map(self, count: int, depth: int) -> None:
-        previous = b""
-        for _ in range(self._count(count, 2, "a map")):
-            start = self.reader.offset
-            major = self.item(depth)
-            key = self.reader.data[start : self.reader.offset]
-            if major not in _KEY_TYPES or key <= previous:
-                self.reader.offset = start
-                raise self.reader.fail(
+    def past(self, at: int, size: int, what: str) -> int:
+        """Return the position after ``size`` bytes at ``at``, which have to be there."""
+        after = at + size
+        if after > self.end:
+            raise self.fail(at, f"{what} is longer than the input", expected=size)
+        return after
+
+    def argument(self, at: int, info: int) -> tuple[int, int]:
+        """Read the argument of the head before ``at``; return it and the position after it."""
+        size = _LONGER_HEADS.get(info)
+        if size is None:
+            what = "an indefinite length" if info == 31 else "a reserved head"
+            raise self.fail(at - 1, f"{what} is not deterministic CBOR", got=info)
+        after = self.past(at, size, "a head")
+        argument = int.from_bytes(self.data[at:after], "big")
+        if argument < _SMALLEST[info]:
+            raise self.fail(at - 1, "a head is not in its shortest form", got=argument)
+        return argument, after
+
+    def simple(self, at: int, info: int) -> int:
+        if info in (_FALSE, _TRUE, _NULL):
+            return at
+        if info not in _FLOATS:
+            raise self.fail(at - 1, "a simple value other than false, true and null", got=info)
+        pattern, size = _FLOATS[info]
+        after = self.past(at, size, "a float")
+        (value,) = struct.unpack(pattern, self.data[at:after])
+        if not math.isfinite(value) or _is_shorter_possible(value, info):
+            raise self.fail(at - 1, "a float is not finite or not in its shortest form", got=value)
+        return after
+
+    def text(self, at: int, size: int) -> int:
+        after = self.past(at, size, "a text string")
+        try:
+            self.data[at:after].decode()
+        except UnicodeDecodeError as error:
+            raise self.fail(at + error.start, "a text string is not UTF-8") from error
+        return after
+
+    def array(self, at: int, count: int, depth: int) -> int:
+        # Every element takes a byte at least: refuse a count that cannot be there.
+        self.past(at, count, "an array")
+        for _ in range(count):
+            at = self.item(at, depth)
+        return at
+
+    def map(self, at: int, count: int, depth: int) -> int:
+        self.past(at, 2 * count, "a map")
+        data, previous = self.data, b""
+        for _ in range(count):
+            start, at = at, self.item(at, depth)
+            key = data[start:at]
+            if data[start] >> 5 not in _KEY_TYPES or key <= previous:
+                raise self.fail(
+                    start,
                     "map keys are integers or text, each once, in bytewise order",
                     expected=f"more than {previous[:32].hex()}",
                     got=key[:32].hex(),
                 )
             previous = key
-            self.item(depth)
+            at = self.item(at, depth)
+        return at
 
-    def _tag(self, number: int, depth: int) -> None:
-        if number not in self._tags:
-            raise self.reader.fail("a tag that has no place here", got=number)
-        self.item(depth)
-
-    def item(self, depth: int) -> int:
-        """Walk one item with ``depth`` levels of containers above it; return its major type."""
-        self._items_left -= 1
-        if self._items_left < 0 or depth > self._max_depth:
-            raise self.reader.fail("too many or too deeply nested items")
-        head = self.reader.u8("an item")
-        major, info = head >> 5, head & 31
-        if major == _Major.SIMPLE:
-            self._simple(info)
-            return major
-        argument = self._argument(info)
-        match major:
-            case _Major.BYTES:
-                self.reader.take(argument, "a byte string")
-            case _Major.TEXT:
-                self._text(argument)
-            case _Major.ARRAY:
-                for _ in range(self._count(argument, 1, "an array")):
-                    self.item(depth + 1)
-            case _Major.MAP:
-                self._map(argument, depth + 1)
-            case _Major.TAG:
-                self._tag(argument, depth + 1)
-        return major
+    def item(self, at: int, depth: int) -> int:
+        """Walk the item at ``at`` under ``depth`` containers; return the position after it."""
+        self.items_left -= 1
+        if self.items_left < 0 or depth > self.max_depth:
+            raise self.fail(at, "too many or too deeply nested items")
+        head = self.data[at]
+        at += 1
+        major, argument = head >> 5, head & 31
+        if major == _SIMPLE:
+            return self.simple(at, argument)
+        if argument > 23:
+            argument, at = self.argument(at, argument)
+        if major <= _NEGATIVE:
+            return at
+        if major == _BYTES:
+            return self.past(at, argument, "a byte string")
+        if major == _TEXT:
+            return self.text(at, argument)
+        if major == _MAP:
+            return self.map(at, argument, depth + 1)
+        if major == _ARRAY:
+            return self.array(at, argument, depth + 1)
+        if argument not in self.tags:
+            raise self.fail(at, "a tag that has no place here", got=argument)
+        return self.item(at, depth + 1)
 
 
 def decode(
@@ -192,9 +202,9 @@ def decode(
         raise FormatError(
             format_name, 0, "the input is too large", expected=f"at most {limits.size}"
         )
-    scanner = _Scanner(data, format_name, limits, tags)
-    scanner.item(0)
-    scanner.reader.finish()
+    _Scanner(data, format_name, limits, tags).scan()
+    if not tags:
+        return cbor2.loads(data)
 
     def kept(number: int) -> Any:
         return lambda value, _immutable: Tagged(number, value)
@@ -223,14 +233,14 @@ def encode(value: CborValue) -> bytes:
         case float() if math.isfinite(value):
             return cbor2.dumps(value, canonical=True)
         case Tagged():
-            return _head(_Major.TAG, value.tag) + encode(value.value)
+            return _head(_TAG, value.tag) + encode(value.value)
         case Mapping() if not any(
             isinstance(k, bool) or not isinstance(k, int | str) for k in value
         ):
             pairs = sorted((encode(k), encode(v)) for k, v in value.items())
-            return _head(_Major.MAP, len(pairs)) + b"".join(k + v for k, v in pairs)
+            return _head(_MAP, len(pairs)) + b"".join(k + v for k, v in pairs)
         case list() | tuple():
-            return _head(_Major.ARRAY, len(value)) + b"".join(map(encode, value))
+            return _head(_ARRAY, len(value)) + b"".join(map(encode, value))
     raise ValueError(f"not in the deterministic subset: {value!r}")
 
 

@@ -209,20 +209,24 @@ class SimulatedGuest:
         )
 
     def evidence(
-        self, challenge: Challenge, *, at: int | None = None, record: bytes | None = None
+        self, challenge: Challenge, *, at: int | None = None, **parts: bytes | None
     ) -> Evidence:
-        """Answer ``challenge`` at ``at`` (default: when it was issued), with this ``record``.
+        """Answer ``challenge`` at ``at`` (Unix s; default: when it was issued).
 
-        ``record`` is in encoded form; empty leaves it out; by default :meth:`record`.
+        ``parts`` replaces what the evidence is made of (``record``, ``eventlog``, ``ima_list``;
+        None leaves it out): the quote then binds the replacement, as a lying collector would.
         """
-        if record is None:
-            record = encode_record(self.record(at=challenge.issued_at if at is None else at))
+        whole: dict[str, bytes | None] = {
+            "record": encode_record(self.record(at=challenge.issued_at if at is None else at)),
+            "eventlog": self.log,
+            "ima_list": self.ima.binary,
+            **parts,
+        }
         for bank in BANKS:
             self.attester.set_pcr(bank, 10, self.ima.bank(bank).values[10])
-        bound = qualifying_data(challenge.nonce, record)
-        quote = self.attester.quote(bound, challenge.selection)
+        quote = self.attester.quote(qualifying_data(challenge.nonce, **whole), challenge.selection)
         item = QuoteItem(quote.attest, quote.signature, quote.public, quote.claimed_pcrs)
-        return Evidence(item, self.log, self.ima.binary, record or None)
+        return Evidence(item, **whole)
 
     @property
     def references(self) -> ReferenceSet:
@@ -236,7 +240,7 @@ class SimulatedGuest:
         return ReferenceSet(
             f"references of {self.name}",
             events={pcr: tuple(values) for pcr, values in events.items()},
-            pcrs={pcr: (self._untouched(pcr),) for pcr in (8, 14)},
+            pcrs={pcr: (self._untouched(pcr),) for pcr in (8, 14) if pcr not in events},
             files={
                 path: (
                     ReferenceValue(

@@ -84,7 +84,7 @@ def test_a_warning_must_be_given_where_it_applies() -> None:
 
 def test_executables_say_after_boot_only_if_files_and_kernel_were_judged() -> None:
     boot = passed(GOOD, TrustClaim.EXECUTABLES)
-    files = passed(Finding("ima.files", Outcome.PASS, ""), TrustClaim.FILE_SYSTEM)
+    files = passed(Finding("ima.files", Outcome.PASS, ""), TrustClaim.EXECUTABLES)
     kernel = passed(Finding("kernel.text", Outcome.PASS, ""), TrustClaim.EXECUTABLES)
     assert vector_of([boot])[TrustClaim.EXECUTABLES] == 3
     assert vector_of([boot, kernel])[TrustClaim.EXECUTABLES] == 3

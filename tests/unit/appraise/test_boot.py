@@ -34,8 +34,7 @@ def appraised(
     log: bool = True,
 ) -> Appraisal:
     challenge = guest.challenge()
-    evidence = guest.evidence(challenge)
-    evidence = evidence if log else replace(evidence, eventlog=None)
+    evidence = guest.evidence(challenge, eventlog=guest.log if log else None)
     return appraise(verify_evidence(evidence, guest.trust, challenge), references, policy, NOW)
 
 

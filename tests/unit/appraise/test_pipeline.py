@@ -111,12 +111,12 @@ def other_selection() -> Evidence:
 
 def changed_log() -> Evidence:
     boot = (*GUEST.boot[:2], *GUEST.boot[3:])
-    return replace(EVIDENCE, eventlog=SimulatedGuest(boot=boot).log)
+    return GUEST.evidence(CHALLENGE, eventlog=SimulatedGuest(boot=boot).log)
 
 
 def short_ima() -> Evidence:
     longer = SimulatedGuest(files={"/usr/bin/busybox": b"busybox"})
-    return replace(EVIDENCE, ima_list=longer.ima.binary)
+    return GUEST.evidence(CHALLENGE, ima_list=longer.ima.binary)
 
 
 def other_record() -> Evidence:
@@ -137,11 +137,13 @@ def other_guest() -> Evidence:
         (lambda: GUEST.evidence(GUEST.challenge(nonce=bytes(32))), "quote.nonce"),
         (other_record, "quote.nonce"),
         (lambda: replace(EVIDENCE, record=None), "quote.nonce"),
+        (lambda: replace(EVIDENCE, eventlog=None), "quote.nonce"),
+        (lambda: replace(EVIDENCE, ima_list=None), "quote.nonce"),
         (other_selection, "quote.selection"),
         (other_pcr_value, "quote.pcr-digest"),
         (changed_log, "eventlog.replay"),
         (short_ima, "ima.pcr"),
-        (lambda: replace(EVIDENCE, ima_list=b""), "ima.boot-aggregate-entry"),
+        (lambda: GUEST.evidence(CHALLENGE, ima_list=b""), "ima.boot-aggregate-entry"),
         (other_guest, "evidence.guest"),
     ],
 )
@@ -179,24 +181,20 @@ def test_evidence_from_before_the_last_accepted_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    "evidence",
     [
-        {"eventlog": b""},
-        {"eventlog": EVIDENCE.eventlog and EVIDENCE.eventlog[:-1]},
-        {"ima_list": EVIDENCE.ima_list and EVIDENCE.ima_list[:-1]},
-        {"quote": replace(EVIDENCE.quote, attest=EVIDENCE.quote.attest[:-1])},
-        {"quote": replace(EVIDENCE.quote, signature=b"")},
+        GUEST.evidence(CHALLENGE, eventlog=b""),
+        GUEST.evidence(CHALLENGE, eventlog=GUEST.log[:-1]),
+        GUEST.evidence(CHALLENGE, ima_list=GUEST.ima.binary[:-1]),
+        GUEST.evidence(CHALLENGE, record=b"\xa0"),
+        replace(EVIDENCE, quote=replace(EVIDENCE.quote, attest=EVIDENCE.quote.attest[:-1])),
+        replace(EVIDENCE, quote=replace(EVIDENCE.quote, signature=b"")),
     ],
-    ids=["no log bytes", "log cut", "ima cut", "attest cut", "no signature"],
+    ids=["no log bytes", "log cut", "ima cut", "no record", "attest cut", "no signature"],
 )
-def test_broken_parts_are_format_errors(change: dict[str, bytes]) -> None:
+def test_broken_parts_are_format_errors_even_if_they_are_bound(evidence: Evidence) -> None:
     with pytest.raises(FormatError):
-        verify_evidence(replace(EVIDENCE, **change), GUEST.trust, CHALLENGE)  # type: ignore[arg-type]
-
-
-def test_a_broken_record_is_a_format_error_even_if_it_is_bound() -> None:
-    with pytest.raises(FormatError, match="SecureKernelRecord"):
-        verify_evidence(GUEST.evidence(CHALLENGE, record=b"\xa0"), GUEST.trust, CHALLENGE)
+        verify_evidence(evidence, GUEST.trust, CHALLENGE)
 
 
 FILE = encode_evidence(EVIDENCE)
@@ -207,14 +205,8 @@ FILE = encode_evidence(EVIDENCE)
 def test_any_flipped_byte_is_refused(place: int, mask: int) -> None:
     data = bytearray(FILE)
     data[place] ^= mask
-    try:
-        verified = verify_evidence(parse_evidence(bytes(data)), GUEST.trust, CHALLENGE)
-    except (FormatError, VerificationError):
-        return
-    # Only what no measurement covers may change: what the log claims about its events, and
-    # template hashes of a bank that was not replayed.
-    assert verified.quote == VERIFIED.quote
-    assert verified.record == VERIFIED.record
+    with pytest.raises((FormatError, VerificationError)):
+        verify_evidence(parse_evidence(bytes(data)), GUEST.trust, CHALLENGE)
 
 
 # --- verdicts ----------------------------------------------------------------------------------
@@ -247,7 +239,7 @@ def test_an_empty_policy_or_reference_set_passes_nothing() -> None:
         (GUEST.evidence(CHALLENGE, at=NOW + 6), NOW, "6 s in the future"),
         (GUEST.evidence(CHALLENGE, at=NOW - 5), NOW, None),
         (GUEST.evidence(CHALLENGE, at=NOW - 6), NOW, "6 s before the challenge"),
-        (GUEST.evidence(CHALLENGE, record=b""), NOW + 121, "121 s old"),
+        (GUEST.evidence(CHALLENGE, record=None), NOW + 121, "121 s old"),
     ],
 )
 def test_evidence_has_its_time(evidence: Evidence, now: int, summary: str | None) -> None:
@@ -265,7 +257,8 @@ def without_ima(policy: Policy) -> Policy:
 
 
 def test_a_missing_ima_list_counts_if_it_is_required() -> None:
-    verified = verify_evidence(replace(EVIDENCE, ima_list=None), GUEST.trust, CHALLENGE)
+    evidence = GUEST.evidence(CHALLENGE, ima_list=None)
+    verified = verify_evidence(evidence, GUEST.trust, CHALLENGE)
     required = appraise(verified, GUEST.references, DEFAULT, NOW)
     assert [j.finding.id for j in required.unmet()] == ["ima.list"]
     assert required.verdict is Tier.NONE
@@ -290,7 +283,7 @@ def test_files_count_as_the_policy_says() -> None:
 
 
 def test_quirks_of_the_log_are_stated() -> None:
-    padded = replace(EVIDENCE, eventlog=(EVIDENCE.eventlog or b"") + b"\xff" * 64)
+    padded = GUEST.evidence(CHALLENGE, eventlog=GUEST.log + b"\xff" * 64)
     verified = verify_evidence(padded, GUEST.trust, CHALLENGE)
     appraisal = appraise(verified, GUEST.references, DEFAULT, NOW)
     assert appraisal.verdict is Tier.AFFIRMING

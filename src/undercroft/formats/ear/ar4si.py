@@ -11,6 +11,8 @@ import enum
 class Tier(enum.Enum):
     """Trustworthiness tier; the value is the CBOR form of ``ear_status``."""
 
+    __hash__ = object.__hash__  # members are unique: by identity, and not by name in Python
+
     NONE = 0
     AFFIRMING = 2
     WARNING = 32
@@ -24,6 +26,8 @@ class Tier(enum.Enum):
 
 class TrustClaim(enum.Enum):
     """The claims of a trustworthiness vector, by their JSON names."""
+
+    __hash__ = object.__hash__
 
     INSTANCE_IDENTITY = "instance-identity"
     CONFIGURATION = "configuration"

@@ -14,13 +14,13 @@ Any other label is refused: the quote would not cover it, and nobody would look 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
 
-from undercroft.base import FormatError, HashAlgorithm, PcrBank
+from undercroft.base import PCR_COUNT, FormatError, HashAlgorithm, PcrBank
 from undercroft.formats import cbor
+from undercroft.formats.cbor import CborValue
 from undercroft.formats.evidence import cmw
 
 FORMAT = "evidence"
@@ -67,32 +67,56 @@ class _Quote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     attest: bytes
     signature: bytes
     ak_public: bytes
-    pcrs: dict[str, dict[int, bytes]]
+    pcrs: dict[str, tuple[bytes, bytes]]
 
 
-def _bank(name: str, values: dict[int, bytes]) -> PcrBank:
+_SELECT_SIZE = PCR_COUNT // 8
+"""Bytes of a pcrSelect: bit n of byte n // 8 stands for PCR n (TPM 2.0 Part 2, 10.6.1)."""
+
+
+def _bank(name: str, select: bytes, values: bytes) -> PcrBank:
     algorithm = HashAlgorithm.from_name(name)
     if algorithm is None:
         raise FormatError(QUOTE_FORMAT, 0, "unknown hash algorithm", got=repr(name[:40]))
-    try:
-        return PcrBank(algorithm, values)
-    except ValueError as error:
-        raise FormatError(QUOTE_FORMAT, 0, str(error)) from error
+    bits = int.from_bytes(select, "little")
+    indices = [index for index in range(PCR_COUNT) if bits >> index & 1]
+    size = algorithm.size
+    if len(select) != _SELECT_SIZE or len(values) != len(indices) * size:
+        raise FormatError(
+            QUOTE_FORMAT,
+            0,
+            f"the {name} bank's values are not those of its pcrSelect",
+            expected=f"{_SELECT_SIZE} bytes, and {size} for each PCR",
+            got=f"{len(select)} and {len(values)} bytes",
+        )
+    starts = range(0, len(values), size)
+    return PcrBank(
+        algorithm,
+        {i: values[at : at + size] for i, at in zip(indices, starts, strict=True)},
+    )
 
 
 def parse_quote_item(data: bytes) -> QuoteItem:
-    """Parse ``{"attest": bstr, "signature": bstr, "ak-public": bstr, "pcrs": {name: {n: bstr}}}``.
+    """Parse a quote item.  Raises FormatError.
 
-    Raises FormatError.
+    ``{"attest": bstr, "signature": bstr, "ak-public": bstr, "pcrs": {* name => [select, values]}}``
+    where ``select`` is a pcrSelect of three bytes and ``values`` are the PCRs in it, ascending,
+    end to end.
     """
     wire = cbor.convert(cbor.decode(data, QUOTE_FORMAT), _Quote, QUOTE_FORMAT)
-    banks = tuple(_bank(name, values) for name, values in wire.pcrs.items())
+    banks = tuple([_bank(name, *bank) for name, bank in wire.pcrs.items()])
     return QuoteItem(wire.attest, wire.signature, wire.ak_public, banks)
 
 
 def encode_quote_item(item: QuoteItem) -> bytes:
     """Encode ``item``.  Raises ValueError if two banks have the same algorithm."""
-    pcrs = {bank.algorithm.label: dict(bank.values) for bank in item.claimed_pcrs}
+    pcrs = {
+        bank.algorithm.label: [
+            sum(1 << index for index in bank.values).to_bytes(_SELECT_SIZE, "little"),
+            b"".join(bank.values.values()),
+        ]
+        for bank in item.claimed_pcrs
+    }
     if len(pcrs) != len(item.claimed_pcrs):
         raise ValueError("two PCR banks of one algorithm")
     return cbor.encode(
@@ -105,29 +129,33 @@ def encode_quote_item(item: QuoteItem) -> bytes:
     )
 
 
-def _values(collection: cmw.CmwCollection) -> Iterable[tuple[str, bytes]]:
-    for label, item in collection.items.items():
-        if label not in _MEDIA_TYPES or not isinstance(label, str):
-            raise FormatError(FORMAT, 0, "an item that evidence does not have", got=repr(label))
-        if not isinstance(item, cmw.CmwRecord):
-            raise FormatError(FORMAT, 0, f"{label} is a collection", expected="a record")
-        if (item.type, item.ind) != (_MEDIA_TYPES[label], cmw.EVIDENCE):
-            raise FormatError(
-                FORMAT,
-                0,
-                f"{label} has another type or is no evidence",
-                expected=(_MEDIA_TYPES[label], cmw.EVIDENCE),
-                got=(item.type, item.ind),
-            )
-        yield label, item.value
+_RECORD_HEADS = {label: (media_type, cmw.EVIDENCE) for label, media_type in _MEDIA_TYPES.items()}
 
 
-def from_cmw(collection: cmw.Cmw) -> Evidence:
-    """Read a CMW as evidence.  Raises FormatError."""
-    if not isinstance(collection, cmw.CmwCollection) or collection.type != TYPE:
-        got = getattr(collection, "type", "")
+def _item(label: object, record: CborValue) -> bytes:
+    """Return the value of one CMW record of an evidence collection."""
+    head = _RECORD_HEADS.get(label) if isinstance(label, str) else None
+    if head is None:
+        raise FormatError(FORMAT, 0, "an item that evidence does not have", got=repr(label))
+    match record:
+        case [media_type, bytes() as value, int() as ind] if (media_type, ind) == head:
+            return value
+    raise FormatError(
+        FORMAT, 0, f"{label} is not a record of evidence", expected=head, got=repr(record)[:100]
+    )
+
+
+def from_value(value: CborValue) -> Evidence:
+    """Read a decoded CBOR value as an evidence collection.  Raises FormatError.
+
+    What :mod:`.cmw` reads in general is read here for exactly this collection: every label and
+    type is known, and nothing nests.
+    """
+    kind = value.get(cmw.TYPE_KEY) if isinstance(value, dict) else None
+    if kind != TYPE:
+        got = repr(kind)[:100]
         raise FormatError(FORMAT, 0, "not an evidence collection", expected=TYPE, got=got)
-    values = dict(_values(collection))
+    values = {label: _item(label, item) for label, item in value.items() if label != cmw.TYPE_KEY}
     if QUOTE not in values:
         raise FormatError(FORMAT, 0, "evidence without a quote", expected=QUOTE, got=[*values])
     return Evidence(
@@ -156,7 +184,7 @@ def to_cmw(evidence: Evidence) -> cmw.CmwCollection:
 
 def parse_evidence(data: bytes) -> Evidence:
     """Parse an evidence file.  Raises FormatError; encoding the result gives back ``data``."""
-    return from_cmw(cmw.parse_cmw(data))
+    return from_value(cbor.decode(data, FORMAT))
 
 
 def encode_evidence(evidence: Evidence) -> bytes:

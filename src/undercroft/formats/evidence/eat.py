@@ -19,7 +19,7 @@ from undercroft.base import FormatError, Nonce
 from undercroft.formats import cbor
 from undercroft.formats.cbor import CborValue, Tagged
 from undercroft.formats.evidence import cmw
-from undercroft.formats.evidence.collection import Evidence, from_cmw, to_cmw
+from undercroft.formats.evidence.collection import Evidence, from_value, to_cmw
 
 FORMAT = "EAT"
 PROFILE = "tag:undercroft.example,2026:eat-evidence/1"
@@ -144,7 +144,7 @@ def _claims(payload: bytes) -> EatClaims:
     if profile != PROFILE:
         raise _fail("another EAT profile", expected=PROFILE, got=profile[:100])
     try:
-        return EatClaims(Nonce(nonce), issued_at, from_cmw(cmw.from_value(inner)))
+        return EatClaims(Nonce(nonce), issued_at, from_value(inner))
     except ValueError as error:
         raise _fail(str(error)) from error
 

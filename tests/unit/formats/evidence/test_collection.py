@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undercroft.base import FormatError, HashAlgorithm, PcrBank
@@ -64,6 +64,7 @@ def test_absent_and_empty_are_two_things() -> None:
     assert parse_evidence(encode_evidence(empty)) == empty
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=0), st.integers(0, 255))
 def test_one_changed_byte_is_refused_or_kept(place: int, byte: int) -> None:
     data = bytearray(encode_evidence(EVIDENCE))
@@ -87,29 +88,20 @@ _TYPE = "application/vnd.undercroft.tcg-eventlog"
     ("data", "reason"),
     [
         (b"", "cut short"),
-        (b"\x00", "neither a record"),
+        (b"\x00", "not an evidence collection"),
         (cbor.encode([_TYPE, b""]), "not an evidence collection"),
         (file(__cmwc_t="tag:example.com,2026:other"), "not an evidence collection"),
         (file(__cmwc_t=None), "not an evidence collection"),
-        (file(__cmwc_t=7), "URI"),
-        (file(__cmwc_t=""), "URI"),
-        (cbor.encode({"__cmwc_t": TYPE}), "at least one"),
+        (cbor.encode({"__cmwc_t": TYPE}), "without a quote"),
         (file(**{"tpm-quote": None}), "without a quote"),
         (file(extra=[_TYPE, b"", 4]), "does not have"),
         (cbor.encode({"__cmwc_t": TYPE, 5: [_TYPE, b"", 4]}), "does not have"),
-        (file(**{"tcg-eventlog": {"a": [_TYPE, b""]}}), "is a collection"),
-        (file(**{"tcg-eventlog": ["text/plain", b"", 4]}), "another type"),
-        (file(**{"tcg-eventlog": [_TYPE, b"", 8]}), "no evidence"),
-        (file(**{"tcg-eventlog": [_TYPE, b""]}), "no evidence"),
-        (file(**{"tcg-eventlog": [_TYPE]}), "two or three"),
-        (file(**{"tcg-eventlog": [_TYPE, b"", 4, 4]}), "two or three"),
-        (file(**{"tcg-eventlog": [_TYPE, "text", 4]}), "byte string"),
-        (file(**{"tcg-eventlog": ["", b"", 4]}), "media type"),
-        (file(**{"tcg-eventlog": [True, b"", 4]}), "media type"),
-        (file(**{"tcg-eventlog": [65536, b"", 4]}), "media type"),
-        (file(**{"tcg-eventlog": [_TYPE, b"", 0]}), "ind is"),
-        (file(**{"tcg-eventlog": [_TYPE, b"", True]}), "ind is"),
-        (file(**{"tcg-eventlog": [_TYPE, b"", 1 << 32]}), "ind is"),
+        (file(**{"tcg-eventlog": {"a": [_TYPE, b""]}}), "not a record of evidence"),
+        (file(**{"tcg-eventlog": ["text/plain", b"", 4]}), "not a record of evidence"),
+        (file(**{"tcg-eventlog": [_TYPE, b"", 8]}), "not a record of evidence"),
+        (file(**{"tcg-eventlog": [_TYPE, b"", 4.0]}), "not a record of evidence"),
+        (file(**{"tcg-eventlog": [_TYPE, b""]}), "not a record of evidence"),
+        (file(**{"tcg-eventlog": [_TYPE, "text", 4]}), "not a record of evidence"),
     ],
 )
 def test_refused(data: bytes, reason: str) -> None:
@@ -124,10 +116,13 @@ def quote_item(**changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (quote_item(pcrs={"md5": {}}), "unknown hash"),
-        (quote_item(pcrs={"sha256": {24: bytes(32)}}), "PCR 24"),
-        (quote_item(pcrs={"sha256": {0: bytes(20)}}), "32 bytes"),
-        (quote_item(pcrs={"sha256": {"0": bytes(32)}}), "Expected `int`"),
+        (quote_item(pcrs={"md5": [bytes(3), b""]}), "unknown hash"),
+        (quote_item(pcrs={"sha256": [bytes(4), b""]}), "pcrSelect"),
+        (quote_item(pcrs={"sha256": [b"\1\0", bytes(32)]}), "pcrSelect"),
+        (quote_item(pcrs={"sha256": [b"\1\0\0", bytes(33)]}), "pcrSelect"),
+        (quote_item(pcrs={"sha256": [b"\0\0\0", bytes(32)]}), "pcrSelect"),
+        (quote_item(pcrs={"sha256": [b"\1\0\0"]}), "length 2"),
+        (quote_item(pcrs={"sha256": [7, bytes(32)]}), "Expected `bytes`"),
         (quote_item(nonce=b""), "unknown field"),
         (quote_item(attest="text"), "Expected `bytes`"),
     ],
@@ -146,6 +141,37 @@ def test_any_cmw_survives() -> None:
     inner = cmw.CmwCollection("", {0: cmw.CmwRecord(30001, b"x")})
     outer = cmw.CmwCollection("1.2.3", {"inner": inner, "r": cmw.CmwRecord("a/b", b"", 31)})
     assert cmw.parse_cmw(cmw.encode_cmw(outer)) == outer
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (0, "neither a record"),
+        ({}, "at least one"),
+        ({"__cmwc_t": 7, 0: ["a/b", b""]}, "URI"),
+        ({"__cmwc_t": "", 0: ["a/b", b""]}, "URI"),
+        ({0: {1: 5}}, "neither a record"),
+        (["a/b"], "two or three"),
+        (["a/b", b"", 4, 4], "two or three"),
+        (["a/b", "text"], "byte string"),
+        (["", b""], "media type"),
+        ([True, b""], "media type"),
+        ([65536, b""], "media type"),
+        (["a/b", b"", 0], "ind is"),
+        (["a/b", b"", True], "ind is"),
+        (["a/b", b"", 1 << 32], "ind is"),
+    ],
+)
+def test_what_is_no_cmw_is_refused(value: Any, reason: str) -> None:
+    with pytest.raises(FormatError, match=reason):
+        cmw.parse_cmw(cbor.encode(value))
+
+
+def test_evidence_is_a_cmw() -> None:
+    collection = cmw.parse_cmw(encode_evidence(EVIDENCE))
+    assert isinstance(collection, cmw.CmwCollection)
+    assert collection.type == TYPE
+    assert len(collection.items) == 4
 
 
 def test_the_example_of_the_draft_is_read() -> None:

@@ -130,7 +130,7 @@ def claims(changes: dict[int, CborValue]) -> bytes:
         (claims({1: "issuer"}), "does not have"),
         (claims({10: bytes(8)}), "nonce"),
         (claims({265: "tag:example.com,2026:x"}), "profile"),
-        (claims({299: 5}), "neither a record"),
+        (claims({299: 5}), "not an evidence"),
         (claims({299: ["text/plain", b""]}), "not an evidence"),
     ],
 )
