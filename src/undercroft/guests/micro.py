@@ -5,11 +5,13 @@ from __future__ import annotations
 from undercroft.guests.cpio import CpioEntry, character_device, directory, file, symlink
 
 READY_MARKER = "UNDERCROFT-GUEST-READY"
-COMMAND_LINE = "console=ttyS0 quiet ima_policy=tcb rootfstype=ramfs panic=-1"
+COMMAND_LINE = "console=ttyS0 quiet ima_policy=tcb rootfstype=ramfs no_timer_check panic=-1"
 """Measure what runs (IMA's built-in policy), and end QEMU if the kernel panics.
 
 ``rootfstype=ramfs``: the root would be a tmpfs otherwise, which that policy leaves out (kernel
 security/integrity/ima/ima_policy.c, dont_measure_rules; init/do_mounts.c, init_rootfs).
+``no_timer_check``: on a busy host an emulated timer may miss the ticks that the kernel counts to
+see whether it works, and the kernel panics (arch/x86/kernel/apic/io_apic.c, timer_irq_works).
 """
 
 INIT = f"""\
