@@ -17,7 +17,7 @@ import struct
 from dataclasses import dataclass
 
 from undercroft.base import PCR_COUNT, HashAlgorithm
-from undercroft.formats.ima.fields import Order, check_field
+from undercroft.formats.ima.fields import Order, check_field, check_fields
 from undercroft.formats.ima.measurements import (
     IMA_EVENT_NAME_LEN_MAX,
     ImaList,
@@ -105,8 +105,7 @@ def _check_fields(
         fields = split_fields(data, order)
         if len(fields) != len(template.fields):
             raise ValueError(f"the template has {len(template.fields)} fields, not {len(fields)}")
-        for field_id, value in zip(template.fields, fields, strict=True):
-            check_field(field_id, value)
+        check_fields(template.fields, fields)
     except ValueError as error:
         reader.offset = offset
         raise reader.fail(f"template {template.name.decode()}: {error}") from None

@@ -6,6 +6,7 @@ A path is bytes: Linux promises no encoding.  It is compared as bytes and shown 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,6 +122,15 @@ def check_field(field: str, data: bytes) -> None:
         raise ValueError(f"an integer of {_UINT_SIZES[kind]} bytes has {len(data)}")
     elif field == "xattrlengths" and len(data) % 4:
         raise ValueError("a list of 32-bit lengths has a size that 4 does not divide")
+
+
+def check_fields(fields: Sequence[str], values: Sequence[bytes]) -> None:
+    """Check each of ``values``, of the fields ``fields``; the ValueError names the field."""
+    for field, value in zip(fields, values, strict=True):
+        try:
+            check_field(field, value)
+        except ValueError as error:
+            raise ValueError(f"field {field}: {error}") from None
 
 
 _DIGEST_KINDS = frozenset(
