@@ -69,7 +69,7 @@ class _Stage:
     facts: dict[str, JsonValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.console = render.console()
+        self.console = render.console(record=True)
 
     def act(self, number: int, title: str) -> None:
         """Open an act."""
@@ -117,6 +117,7 @@ def demo(
         AccelOption, typer.Option(help="auto takes KVM if a Linux guest really runs under it.")
     ] = AccelOption.AUTO,
     keep: Annotated[bool, typer.Option(help="Leave the guest running at the end.")] = False,
+    svg: Annotated[Path | None, typer.Option(help="Save what was shown as a picture, too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Tell the whole story on a real guest: build, boot, prove, attest, attack, detect.
@@ -143,6 +144,8 @@ def demo(
     with _running(built, options, stage) as (guest, started):
         _play(stage, guest, started, references, folder, keep=keep)
     _offline(stage, folder)
+    if svg is not None:
+        stage.console.save_svg(str(svg), title="undercroft demo")
     if as_json:
         sys.stdout.write(json.dumps(stage.facts, indent=1) + "\n")
     raise typer.Exit(exit_status.AFFIRMED)

@@ -19,9 +19,6 @@ MARK = {
     Outcome.FAIL: Text("FAIL", style="bold red"),
     Outcome.UNKNOWN: Text("????", style="bold yellow"),
 }
-NOTE = Text("note", style="dim")
-"""Stated, but not asked for by the policy: it does not count."""
-
 VERDICT_STYLE = {
     Tier.AFFIRMING: "bold green",
     Tier.WARNING: "bold yellow",
@@ -36,9 +33,12 @@ VERDICT_WORDS = {
 }
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Return a console that neither highlights nor reads markup in what a guest may have said."""
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+def console(*, record: bool = False) -> Console:
+    """Return a console that neither highlights nor reads markup in what a guest may have said.
+
+    With ``record`` what it prints can be saved as a picture.
+    """
+    return Console(record=record, highlight=False, markup=False, emoji=False)
 
 
 def findings_table(findings: Iterable[Finding], *, title: str = "") -> Table:
@@ -58,10 +58,10 @@ def _table(rows: Iterable[tuple[Text, Finding]], title: str) -> Table:
 
 
 def _judged(judgements: Iterable[Judgement]) -> Iterator[tuple[Text, Finding]]:
-    """Mark each finding; one that the policy does not ask for is a note, whatever it says."""
+    """Mark each finding that counts."""
     for judgement in judgements:
-        counts = judgement.tier is not None
-        yield MARK[judgement.finding.outcome] if counts else NOTE, judgement.finding
+        if judgement.tier is not None:
+            yield MARK[judgement.finding.outcome], judgement.finding
 
 
 def verdict_line(appraisal: Appraisal) -> Text:
@@ -72,7 +72,11 @@ def verdict_line(appraisal: Appraisal) -> Text:
 
 def appraisal_view(appraisal: Appraisal, *, title: str = "") -> RenderableType:
     """Return the whole appraisal: every finding, what keeps it from affirming, the verdict."""
-    parts: list[RenderableType] = [_table(_judged(appraisal.judgements), title), Text()]
+    parts: list[RenderableType] = [_table(_judged(appraisal.judgements), title)]
+    if stated := sum(judgement.tier is None for judgement in appraisal.judgements):
+        note = f"and {stated} findings that the policy does not ask for; --json has them"
+        parts.append(Text(note, style="dim"))
+    parts.append(Text())
     unmet = appraisal.unmet()
     if unmet:
         parts += [_reasons(unmet), Text()]
