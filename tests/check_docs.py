@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from typer.main import get_command
 
@@ -25,14 +26,12 @@ TCB_FOLDERS = ("base", "formats", "reference/kernel", "securekernel")
 """What runs in the secure kernel's process: itself and the pure code it replays with."""
 
 
-def _help_pages(command: object, path: str) -> list[tuple[str, str]]:
-    import click
-
-    assert isinstance(command, click.Command)
-    context = click.Context(command, info_name=path, max_content_width=96, terminal_width=96)
+def _help_pages(command: Any, path: str) -> list[tuple[str, str]]:
+    """Return every command below ``command`` with its help text."""
+    context = command.context_class(command, info_name=path, terminal_width=96)
     pages = [(path, command.get_help(context))]
     for name in sorted(getattr(command, "commands", {})):
-        pages += _help_pages(command.commands[name], f"{path} {name}")  # type: ignore[attr-defined]
+        pages += _help_pages(command.commands[name], f"{path} {name}")
     return pages
 
 

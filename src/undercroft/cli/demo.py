@@ -285,7 +285,8 @@ def _offline(stage: _Stage, folder: Path) -> None:
         case = folder / name
         again = appraise_case(load_case(case), appraised_at(case))
         verdicts[name] = again.verdict.label
-        stage.show(Text(f"undercroft verify {case}: ").append(render.verdict_line(again)))
+        line = Text(f"./dev run verify {render.shown(case)}: ")
+        stage.show(line.append(render.verdict_line(again)))
     stage.show(_flipped(folder / "honest"))
     stage.note(offline=verdicts, cases=str(folder))
 

@@ -60,7 +60,8 @@ def collect_command(
     else:
         console = render.console()
         console.print(render.appraisal_view(appraisal, title=target))
-        console.print(f"saved in {output}; `undercroft verify {output}` appraises it again")
+        where = render.shown(output.absolute())
+        console.print(f"saved in {where}; `undercroft verify {where}` appraises it again")
     raise typer.Exit(appraisal.exit_status)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -62,6 +63,12 @@ def _judged(judgements: Iterable[Judgement]) -> Iterator[tuple[Text, Finding]]:
     for judgement in judgements:
         if judgement.tier is not None:
             yield MARK[judgement.finding.outcome], judgement.finding
+
+
+def shown(path: Path) -> str:
+    """Return a path as a person here would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def verdict_line(appraisal: Appraisal) -> Text:
