@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grimp
 from typer.main import get_command
 
 from undercroft.cli.main import app
@@ -22,8 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CLI = ROOT / "docs" / "cli.md"
 THREAT_MODEL = ROOT / "docs" / "threat-model.md"
 TCB_MARKS = ("<!-- tcb: generated -->", "<!-- tcb: end -->")
-TCB_FOLDERS = ("base", "formats", "reference/kernel", "securekernel")
-"""What runs in the secure kernel's process: itself and the pure code it replays with."""
+SECURE_KERNEL = "undercroft.securekernel"
 
 
 def _help_pages(command: Any, path: str) -> list[tuple[str, str]]:
@@ -64,28 +64,30 @@ def _code_lines(path: Path) -> int:
     return sum(1 for n, row in rows if n not in skip and row.strip() and row.strip()[0] != "#")
 
 
-def _imports(paths: list[Path]) -> set[str]:
-    found: set[str] = set()
-    for path in paths:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                found.update(alias.name.split(".")[0] for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found.add(node.module.split(".")[0])
-    return found - set(sys.stdlib_module_names) - {"undercroft"}
-
-
 def tcb_table() -> str:
-    """Return the generated table of the trusted computing base."""
-    rows = ["| folder | files | lines of code |", "|---|---:|---:|"]
-    every: list[Path] = []
-    for folder in TCB_FOLDERS:
-        paths = sorted((ROOT / "src" / "undercroft" / folder).rglob("*.py"))
-        every += paths
-        rows.append(f"| {folder}/ | {len(paths)} | {sum(map(_code_lines, paths))} |")
-    rows.append(f"| together | {len(every)} | {sum(map(_code_lines, every))} |")
-    libraries = ", ".join(sorted(_imports(every))) or "none"
-    return "\n".join([*rows, "", f"Libraries besides Python's own: {libraries}."])
+    """Return the generated table of the trusted computing base.
+
+    What runs in the secure kernel's process: its own modules and all that they import.
+    """
+    graph = grimp.build_graph("undercroft", include_external_packages=True)
+    own = graph.find_descendants(SECURE_KERNEL)
+    used = own | {SECURE_KERNEL} | set().union(*map(graph.find_upstream_modules, own))
+    lines: dict[str, list[int]] = {}
+    for module in used:
+        if module.startswith("undercroft"):
+            path = ROOT / "src" / module.replace(".", "/")
+            path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            folder = "/".join(path.relative_to(ROOT / "src" / "undercroft").parts[:-1][:2]) or "."
+            lines.setdefault(folder, []).append(_code_lines(path))
+    rows = ["| package | files | lines of code |", "|---|---:|---:|"]
+    rows += [f"| {name} | {len(n)} | {sum(n)} |" for name, n in sorted(lines.items())]
+    every = [count for counts in lines.values() for count in counts]
+    rows.append(f"| together | {len(every)} | {sum(every)} |")
+    libraries = {name for name in used if not name.startswith("undercroft")}
+    libraries -= set(sys.stdlib_module_names)
+    return "\n".join(
+        [*rows, "", f"Libraries besides Python's own: {', '.join(sorted(libraries))}."]
+    )
 
 
 def threat_model_page() -> str:
