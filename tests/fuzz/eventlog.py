@@ -86,7 +86,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 def corpus() -> list[bytes]:
     """Return the vectors; there must be some."""
-    inputs = [path.read_bytes() for path in sorted(CORPUS.glob("*.bin"))]
+    inputs = [path.read_bytes() for path in sorted(CORPUS.rglob("*.bin"))]
     if not inputs:
         raise FileNotFoundError(f"the fuzz corpus {CORPUS} is empty")
     return inputs
