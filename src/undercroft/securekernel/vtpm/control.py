@@ -115,6 +115,15 @@ def result(code: int, fields: bytes = b"") -> bytes:
     return struct.pack(">I", code) + fields
 
 
+def padded(number: int, response: bytes) -> bytes:
+    """Return the response with all its fields, zero where there are none.
+
+    swtpm answers an error with the bare result, but QEMU reads the whole response whatever the
+    result is, and would wait for ever.
+    """
+    return response.ljust(4 + _RESPONSE_SIZE.get(number, 0), b"\0")
+
+
 def result_code(response: bytes) -> int:
     """Return the TPM_RESULT of a complete response."""
     (code,) = struct.unpack_from(">I", response)

@@ -227,7 +227,9 @@ def test_state_blobs_pass_both_ways(rig: Rig) -> None:
 def test_an_error_of_swtpm_is_passed_on_as_it_is(rig: Rig) -> None:
     qemu = rig.qemu()
     rig.swtpm.control_answer = lambda _: struct.pack(">I", control.TPM_BAD_ORDINAL)
-    assert qemu.ask(Control.GET_TPMESTABLISHED) == struct.pack(">I", control.TPM_BAD_ORDINAL)
+    # with every field that QEMU will wait for
+    answer = struct.pack(">II", control.TPM_BAD_ORDINAL, 0)
+    assert qemu.ask(Control.GET_TPMESTABLISHED) == answer
 
 
 # --- swtpm dies, stalls, talks nonsense --------------------------------------------------------
@@ -239,7 +241,7 @@ def test_a_dead_swtpm_is_a_tpm_error_for_the_guest_and_a_clear_one_for_us(rig: R
     rig.swtpm.die()
     assert qemu.command(GET_RANDOM) == FAILURE
     assert qemu.command(GET_RANDOM) == FAILURE
-    assert qemu.ask(Control.GET_CONFIG) == struct.pack(">I", control.TPM_FAIL)
+    assert qemu.ask(Control.GET_CONFIG) == struct.pack(">II", control.TPM_FAIL, 0)
     with VtpmClient(rig.kernel_path) as client:
         with pytest.raises(VtpmUnavailable, match="swtpm was lost"):
             client.pcr_read({HashAlgorithm.SHA256: [0]})
@@ -252,7 +254,13 @@ def test_a_swtpm_that_comes_back_is_found_at_the_next_reset(rig: Rig) -> None:
     qemu = rig.qemu()
     rig.swtpm.die()
     assert qemu.command(GET_RANDOM) == FAILURE
-    assert qemu.ask(Control.INIT, bytes(4)) == struct.pack(">I", control.TPM_FAIL)
+    assert qemu.ask(Control.STOP) == bytes(4)  # QEMU exits if a reset is refused
+    buffer = qemu.ask(Control.SET_BUFFERSIZE, bytes(4))
+    assert buffer == struct.pack(">IIII", 0, 4096, 4096, 4096)
+    assert qemu.ask(Control.INIT, bytes(4)) == bytes(4)
+    assert qemu.command(GET_RANDOM) == FAILURE
+    with VtpmClient(rig.kernel_path) as client:
+        assert not client.status()["running"]
     rig.swtpm.__init__(rig.swtpm.path)  # type: ignore[misc]
     rig.start(qemu)
     assert qemu.command(GET_RANDOM) == OK
