@@ -1,0 +1,71 @@
+"""Evidence is of one moment: a list that grew before the quote is read again."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from undercroft.base import EnvironmentFault
+from undercroft.formats.evidence import SecureKernelRecord
+from undercroft.securekernel.inspect import SecureKernel
+from undercroft.securekernel.vtpm.client import Quote, VtpmClient
+from undercroft.service.collect import TRIES, collect
+from undercroft.testing.guest import SimulatedGuest
+
+GUEST = SimulatedGuest()
+
+
+class Kernel:
+    """A secure kernel whose guest measures a file after each of the first ``busy`` reads."""
+
+    def __init__(self, busy: int) -> None:
+        self.guest = GUEST
+        self.reads = 0
+        self.busy = busy
+
+    def record(self) -> SecureKernelRecord:
+        return GUEST.record()
+
+    def event_log(self) -> bytes:
+        return GUEST.log
+
+    def ima_list(self) -> bytes:
+        self.reads += 1
+        return b"entry" * min(self.reads, self.busy + 1)
+
+
+class Client:
+    """A vTPM that remembers what it was asked to sign."""
+
+    def __init__(self) -> None:
+        self.signed: list[bytes] = []
+
+    def quote(self, qualifying_data: bytes, selection: object) -> Quote:
+        self.signed.append(qualifying_data)
+        return Quote(b"attest", b"signature", b"public", (), 0, 0)
+
+
+def collected(busy: int) -> tuple[Client, Kernel, bytes | None]:
+    kernel, client = Kernel(busy), Client()
+    evidence = collect(cast(SecureKernel, kernel), cast(VtpmClient, client), GUEST.challenge())
+    return client, kernel, evidence.ima_list
+
+
+def test_a_quiet_guest_is_asked_once() -> None:
+    client, kernel, ima_list = collected(busy=0)
+    assert (len(client.signed), kernel.reads) == (1, 2)
+    assert ima_list == b"entry"
+
+
+def test_a_list_that_grew_is_bound_by_another_quote() -> None:
+    client, _, ima_list = collected(busy=3)
+    assert len(client.signed) == 3
+    assert len(set(client.signed)) == 3
+    assert ima_list == b"entry" * 4
+
+
+def test_a_guest_that_never_stops_measuring_is_an_error() -> None:
+    with pytest.raises(EnvironmentFault, match="measures new files all the time") as caught:
+        collected(busy=10 * TRIES)
+    assert caught.value.remedy
