@@ -29,9 +29,10 @@ from undercroft.formats.ima import (
 from undercroft.policy import ReferenceRules
 from undercroft.reference.files import compile_files
 from undercroft.reference.model import Provenance, ReferenceValue
-from undercroft.verify.ima import check_template_hashes, replay_ima, replay_pcrs
+from undercroft.verify.ima import replay_ima
 from undercroft.verify.ima_signature import load_key
 from undercroft.verify.ima_state import parse_state
+from undercroft.verify.ima_walk import check_template_hashes, replay_pcrs
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "ima"
 SHA256 = HashAlgorithm.SHA256

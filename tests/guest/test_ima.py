@@ -12,7 +12,8 @@ import pytest
 from undercroft.base import HashAlgorithm, PcrBank
 from undercroft.formats.ima import encode_binary, parse_list
 from undercroft.guests.manifest import GuestBuild
-from undercroft.verify.ima import replay_ima, verify_boot_aggregate
+from undercroft.verify.ima import replay_ima
+from undercroft.verify.ima_boot import verify_boot_aggregate
 
 pytestmark = pytest.mark.guest
 

@@ -40,7 +40,8 @@ from undercroft.base import Finding, JsonValue, Outcome, PcrBank, VerificationEr
 from undercroft.formats.ear import Tier
 from undercroft.formats.ima import ImaList, Run
 from undercroft.policy import Action
-from undercroft.verify.ima import ReplayedIma, verify_boot_aggregate
+from undercroft.verify.ima import ReplayedIma
+from undercroft.verify.ima_boot import I9_BOOT_AGGREGATE, verify_boot_aggregate
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +259,7 @@ def _boot_aggregate(replayed: ReplayedIma, boot_pcrs: Sequence[PcrBank]) -> Judg
     try:
         verified = verify_boot_aggregate(digest, boot_pcrs)
     except VerificationError as error:
-        other = error.check == "ima.boot-aggregate"
+        other = error.check == I9_BOOT_AGGREGATE.id
         finding = Finding(
             name,
             Outcome.FAIL if other else Outcome.UNKNOWN,

@@ -23,7 +23,8 @@ from undercroft.formats.ima import (
 )
 from undercroft.policy import Action
 from undercroft.reference.files import FileComparison, FileMatch
-from undercroft.verify.ima import BOOT_AGGREGATE, verify_boot_aggregate
+from undercroft.verify.ima import BOOT_AGGREGATE
+from undercroft.verify.ima_boot import I9_BOOT_AGGREGATE, verify_boot_aggregate
 from undercroft.verify.ima_signature import verify_ima_signature
 
 CLAIM = TrustClaim.EXECUTABLES
@@ -108,7 +109,7 @@ def _later_boot(entry: ImaEntry, judge: ImaJudge, boot_pcrs: Sequence[PcrBank]) 
         if digest is not None:
             verify_boot_aggregate(digest, boot_pcrs)
     except VerificationError as error:
-        if error.check == "ima.boot-aggregate":
+        if error.check == I9_BOOT_AGGREGATE.id:
             return EntryVerdict(KEXEC, Action.CONTRAINDICATE, Outcome.FAIL, note=error.what)
     return EntryVerdict(KEXEC, judge.rules.kexec, Outcome.UNKNOWN, note=note)
 

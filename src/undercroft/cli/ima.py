@@ -19,7 +19,8 @@ from undercroft.formats.ima import (
     parse_binary,
     parse_signature,
 )
-from undercroft.verify.ima import BOOT_AGGREGATE, check_template_hashes, replay_pcrs
+from undercroft.verify.ima import BOOT_AGGREGATE
+from undercroft.verify.ima_walk import check_template_hashes, replay_pcrs
 
 app = typer.Typer(
     name="ima",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,14 +11,10 @@ from hypothesis import strategies as st
 from undercroft.base import HashAlgorithm, PcrBank, VerificationError
 from undercroft.formats.ima import FileDigest, ImaList, LinuxHash, parse_binary
 from undercroft.testing.ima import SimulatedIma, boot_pcrs
-from undercroft.verify.ima import (
-    ReplayedIma,
-    check_template_hashes,
-    replay_ima,
-    replay_pcrs,
-    verify_boot_aggregate,
-)
+from undercroft.verify.ima import CHECKS, ReplayedIma, replay_ima
+from undercroft.verify.ima_boot import verify_boot_aggregate
 from undercroft.verify.ima_state import ExtendRule, parse_state
+from undercroft.verify.ima_walk import check_template_hashes, replay_pcrs
 
 SHA1, SHA256, SHA384 = HashAlgorithm.SHA1, HashAlgorithm.SHA256, HashAlgorithm.SHA384
 BANKS = [SHA1, SHA256, SHA384, HashAlgorithm.SHA512, HashAlgorithm.SHA3_256]
@@ -142,6 +139,18 @@ def test_a_wrong_template_hash_is_refused_in_its_own_bank_only() -> None:
     assert replay_ima(changed, kernel.bank(SHA256), reset_count=7).vouched == 7
     assert check_template_hashes(changed) == (6,)
     assert check_template_hashes(measurements) == ()
+
+
+@pytest.mark.parametrize("pcr", [10, 11])
+def test_a_list_of_a_banks_own_hashes_that_are_padded_sha1(pcr: int) -> None:
+    kernel = booted(padded=[SHA384])
+    kernel.measure("/last", b"last", pcr=pcr)
+    sha1 = parse_binary(kernel.binary)
+    hashes = tuple(claimed.ljust(48, b"\0") for claimed in sha1.claimed_template_hashes)
+    padded = replace(sha1, hash_algorithm=SHA384, claimed_template_hashes=hashes)
+    result = replay_ima(padded, kernel.bank(SHA384), reset_count=7)
+    assert (result.vouched, result.rule) == (8, ExtendRule.PADDED_SHA1)
+    assert check_template_hashes(padded) == ()
 
 
 def test_an_entry_passed_off_as_a_violation_is_refused() -> None:
@@ -392,3 +401,9 @@ def test_a_boot_aggregate_that_nothing_can_be_compared_with(case: str) -> None:
     with pytest.raises(VerificationError) as refusal:
         verify_boot_aggregate(*UNTOLD[case])
     assert refusal.value.check == "ima.boot-aggregate-bank"
+
+
+def test_the_checks_are_numbered_and_each_is_tested_here() -> None:
+    assert [check.number for check in CHECKS] == [f"I{n}" for n in range(1, 11)]
+    tests = Path(__file__).read_text()
+    assert all(f'"{check.id}"' in tests for check in CHECKS)

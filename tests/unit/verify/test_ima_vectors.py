@@ -22,8 +22,10 @@ from undercroft.formats.ima import (
     parse_list,
     parse_signature,
 )
-from undercroft.verify.ima import check_template_hashes, replay_ima, verify_boot_aggregate
+from undercroft.verify.ima import replay_ima
+from undercroft.verify.ima_boot import verify_boot_aggregate
 from undercroft.verify.ima_signature import load_keyring, verify_ima_signature
+from undercroft.verify.ima_walk import check_template_hashes
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "ima"
 MADE, RECORDED, EVMCTL = VECTORS / "made", VECTORS / "recorded", VECTORS / "evmctl"
