@@ -40,8 +40,20 @@ from undercroft.base import Finding, JsonValue, Outcome, PcrBank, VerificationEr
 from undercroft.formats.ear import Tier
 from undercroft.formats.ima import ImaList, Run
 from undercroft.policy import Action
+from undercroft.verify.checks import Check
 from undercroft.verify.ima import ReplayedIma
 from undercroft.verify.ima_boot import I9_BOOT_AGGREGATE, verify_boot_aggregate
+
+C1_STATE = Check(
+    "C1",
+    "ima.carried-state",
+    "the carried appraisal left the state that the replay went on from",
+    "",
+)
+C2_JUDGE = Check(
+    "C2", "ima.carried-judge", "the carried appraisal was made with these rules and references", ""
+)
+CHECKS = (C1_STATE, C2_JUDGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +75,7 @@ def appraise_ima(
 
     ``boot_pcrs`` are quoted PCRs (or the event log's, compared with a quote).  Where
     ``replayed`` went on from a state, ``carried`` is the appraisal that left that state; it has
-    to be given then.  Raises VerificationError if it does not fit:
-
-    ``ima.carried-state``  it left another state than the replay went on from.
-    ``ima.carried-judge``  it was made with other rules or references: judge the whole list again.
+    to be given then.  Raises VerificationError with one of :data:`CHECKS` if it does not fit.
     """
     seen = _Seen(judge.rules.max_findings)
     if carried is not None or replayed.first:
@@ -92,15 +101,13 @@ def _checked(carried: ImaCarried | None, replayed: ReplayedIma, judge: ImaJudge)
         or carried.state.count != replayed.first
         or not carried.state.same_boot(replayed.state)
     ):
-        raise VerificationError(
-            "ima.carried-state",
+        raise C1_STATE.failed(
             "the carried appraisal left another state than the replay went on from",
             expected=f"an appraisal of {replayed.first} entries of this boot",
             got=f"one of {carried.state.count}" if carried else "none",
         )
     if carried.judge_id != judge.id:
-        raise VerificationError(
-            "ima.carried-judge",
+        raise C2_JUDGE.failed(
             "the carried appraisal was made with other rules or references",
             expected=judge.id.hex(),
             got=carried.judge_id.hex(),

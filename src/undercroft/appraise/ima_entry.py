@@ -25,7 +25,7 @@ from undercroft.policy import Action
 from undercroft.reference.files import FileComparison, FileMatch
 from undercroft.verify.ima import BOOT_AGGREGATE
 from undercroft.verify.ima_boot import I9_BOOT_AGGREGATE, verify_boot_aggregate
-from undercroft.verify.ima_signature import verify_ima_signature
+from undercroft.verify.ima_signature import F1_TYPE, F4_KEY, verify_ima_signature
 
 CLAIM = TrustClaim.EXECUTABLES
 SOURCE = "Linux security/integrity/ima"
@@ -141,7 +141,7 @@ def _signed(entry: ImaEntry, digest: FileDigest, judge: ImaJudge) -> EntryVerdic
     return EntryVerdict(SIGNED)
 
 
-_SAYS_NOTHING = frozenset({"ima.signature-key", "ima.signature-type"})
+_SAYS_NOTHING = frozenset({F1_TYPE.id, F4_KEY.id})
 
 
 _IDS = {

@@ -1,14 +1,6 @@
 """File signatures in ``sig`` fields against a keyring.
 
-Checks, by what ``VerificationError.check`` calls them:
-
-``ima.signature-key``     the keyring has a key with the id that the signature names.
-``ima.signature-type``    the signature is of a kind that can be checked from the entry: EVM's
-                          portable signatures cover inode metadata that the entry has not.
-``ima.signature-kind``    a version 2 signature goes with a file's own digest, version 3 with the
-                          digest type that its xattr type names.
-``ima.signature-hash``    the signature's hash algorithm is the digest's, and not a broken one.
-``ima.signature``         the key made the signature.
+The checks are numbered; :data:`CHECKS` is the table.
 
 A version 2 signature signs the file's digest (``asymmetric_verify`` in digsig_asymmetric.c); a
 version 3 signature signs the hash of ``struct ima_file_id`` (``calc_file_id_hash`` in
@@ -27,8 +19,33 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
-from undercroft.base import FormatError, VerificationError
+from undercroft.base import FormatError
 from undercroft.formats.ima import FileDigest, ImaSignature, LinuxHash, SignatureType
+from undercroft.verify.checks import Check
+
+_SOURCE = "Linux security/integrity/digsig_asymmetric.c: asymmetric_verify"
+F1_TYPE = Check(
+    "F1",
+    "ima.signature-type",
+    "the signature is of a kind that an entry alone lets one check: EVM's portable signatures "
+    "cover inode metadata that the entry has not",
+    "Linux security/integrity/evm/evm_crypto.c: hmac_add_misc",
+)
+F2_KIND = Check(
+    "F2",
+    "ima.signature-kind",
+    "version 2 goes with a file's own digest, version 3 with the digest type of its xattr type",
+    "Linux security/integrity/ima/ima_appraise.c: xattr_verify",
+)
+F3_HASH = Check(
+    "F3",
+    "ima.signature-hash",
+    "the signature's hash algorithm is the digest's, and not a broken one",
+    _SOURCE,
+)
+F4_KEY = Check("F4", "ima.signature-key", "the keyring has the key that is named", _SOURCE)
+F5_SIGNATURE = Check("F5", "ima.signature", "the key made the signature", _SOURCE)
+CHECKS = (F1_TYPE, F2_KIND, F3_HASH, F4_KEY, F5_SIGNATURE)
 
 ImaPublicKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
@@ -140,19 +157,17 @@ def verify_ima_signature(
 ) -> VerifiedImaSignature:
     """Verify that a key of ``keyring`` signed a file with this digest.
 
-    Raises VerificationError; check ``ima.signature-key`` says that nothing is known about the
-    signature, every other check that it is wrong or proves nothing.
+    Raises VerificationError with one of :data:`CHECKS`: F1 and F4 say that nothing is known about
+    the signature, every other that it is wrong or proves nothing.
     """
     kind = _DIGEST_KINDS.get(signature.type)
     if kind is None:
-        raise VerificationError(
-            "ima.signature-type",
+        raise F1_TYPE.failed(
             "an EVM signature covers metadata that the entry does not hold",
             got=signature.type.name,
         )
     if kind != digest.kind or (signature.version == 2) != (kind == "ima"):
-        raise VerificationError(
-            "ima.signature-kind",
+        raise F2_KIND.failed(
             "the signature is not of a kind that goes with the entry's digest",
             expected=f"a signature over the {digest.kind} digest",
             got=f"{signature.type.name} version {signature.version}",
@@ -160,15 +175,11 @@ def verify_ima_signature(
     signed, algorithm = _signed_hash(signature, digest)
     keys = keyring.with_id(signature.claimed_key_id)
     if not keys:
-        raise VerificationError(
-            "ima.signature-key", "no key has this id", got=signature.claimed_key_id.hex()
-        )
+        raise F4_KEY.failed("no key has this id", got=signature.claimed_key_id.hex())
     for key in keys:
         if _made_by(key.public_key, signature.signature, signed, algorithm):
             return VerifiedImaSignature(key, digest, signature.version, signature)
-    raise VerificationError(
-        "ima.signature", "the signature is not over this digest", got=keys[0].label
-    )
+    raise F5_SIGNATURE.failed("the signature is not over this digest", got=keys[0].label)
 
 
 def _signed_hash(signature: ImaSignature, digest: FileDigest) -> tuple[bytes, hashes.HashAlgorithm]:
@@ -179,8 +190,7 @@ def _signed_hash(signature: ImaSignature, digest: FileDigest) -> tuple[bytes, ha
         or digest.algorithm is not signature.hash_algorithm
         or len(digest.value) != signature.hash_algorithm.size
     ):
-        raise VerificationError(
-            "ima.signature-hash",
+        raise F3_HASH.failed(
             "the signature's hash algorithm is not the digest's, or is broken",
             expected=digest.name,
             got=signature.hash_algorithm,

@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 from undercroft.base import FormatError, VerificationError
 from undercroft.formats.ima import FileDigest, ImaSignature, LinuxHash, SignatureType
 from undercroft.verify.ima_signature import (
+    CHECKS,
     ImaKeyring,
     load_key,
     load_keyring,
@@ -136,6 +137,11 @@ def test_each_check_says_no(case: str) -> None:
     with pytest.raises(VerificationError) as refusal:
         verify_ima_signature(signature, digest, KEYRING)
     assert refusal.value.check == check
+
+
+def test_the_checks_are_numbered_and_each_says_no_above() -> None:
+    assert [check.number for check in CHECKS] == [f"F{n}" for n in range(1, 6)]
+    assert {check.id for check in CHECKS} == {check for check, _, _ in REFUSED.values()}
 
 
 def test_a_version_3_signature_binds_the_type() -> None:
