@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from undercroft.base import Finding, FormatError, JsonValue, MemoryFault, Outcome
 from undercroft.securekernel.arch.x86_64.paging import WalkTooLargeError
@@ -20,6 +20,9 @@ from undercroft.securekernel.linux.live import LiveKernel, StructureError
 DELAYS_S = (0.0, 0.004, 0.02, 0.1, 0.4)
 """Seconds the guest runs before each look.  A vCPU may be off its host CPU for tens of ms in the
 middle of an update; 0.4 s is an order of magnitude beyond that."""
+
+MORE_DELAY_S = 0.5
+MAX_MORE = 20
 
 WALK_ERRORS = (StructureError, MemoryFault, WalkTooLargeError)
 """What hostile or torn memory makes a walk raise."""
@@ -46,13 +49,17 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class FactSpec:
-    """A fact's id, what PASS and FAIL mean in one sentence, and what it cannot see."""
+    """A fact's id, what PASS and FAIL mean in one sentence, and what it cannot see.
+
+    A ``patient`` fact is UNKNOWN, not FAIL, while what is wrong may yet be lawful (see ``more``).
+    """
 
     id: str
     passed: str
     failed: str
     limits: Sequence[str]
     source: str = ""
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +73,29 @@ class Observer:
     def settle(
         self, spec: FactSpec, kernel: LiveKernel, look: Callable[[LiveKernel], Look]
     ) -> Finding:
+        """Settle one fact; see :meth:`settle_all`."""
+        return self.settle_all((spec,), kernel, lambda fresh: {spec.id: look(fresh)})[0]
+
+    def settle_all(
+        self,
+        specs: Sequence[FactSpec],
+        kernel: LiveKernel,
+        look: Callable[[LiveKernel], Mapping[str, Look]],
+        *,
+        more: Callable[[LiveKernel], bool] = lambda _: False,
+    ) -> tuple[Finding, ...]:
         """Look until one look is clean: PASS.  If none is, return what every look saw.
 
-        Nothing that every look saw, or fewer than two looks that could be finished, is UNKNOWN.
+        One look tells of all facts, by id.  After the last of ``delays``, looks go on as long as
+        ``more`` asks for it, at most MAX_MORE times.  Nothing that every look saw, or fewer than
+        two looks that could be finished, is UNKNOWN.
         """
-        looks: list[Look] = []
+        looks: list[Mapping[str, Look]] = []
         failures: list[Exception] = []
-        for number, delay in enumerate(self.delays):
+        waiting = False
+        for number, delay in enumerate([*self.delays, *[MORE_DELAY_S] * MAX_MORE]):
+            if number >= len(self.delays) and not (waiting := more(kernel.fresh())):
+                break
             if delay:
                 self.sleep(delay)
             try:
@@ -81,9 +104,26 @@ class Observer:
             except (*WALK_ERRORS, FormatError) as error:
                 failures.append(error)
                 continue
-            if not looks[-1].anomalies:
-                return _finding(spec, {}, looks[-1].details)
-        return _unsettled(spec, looks, failures)
+            if not any(seen.anomalies for seen in looks[-1].values()):
+                break
+        return tuple(
+            _conclude(spec, [seen[spec.id] for seen in looks], failures, waiting=waiting)
+            for spec in specs
+        )
+
+
+def _conclude(
+    spec: FactSpec, looks: Sequence[Look], failures: Sequence[Exception], *, waiting: bool
+) -> Finding:
+    """Return the finding on one fact from all looks."""
+    clean = next((seen for seen in reversed(looks) if not seen.anomalies), None)
+    if clean is not None:
+        return _finding(spec, {}, clean.details)
+    found = _unsettled(spec, looks, failures)
+    if waiting and spec.patient and found.outcome is Outcome.FAIL:
+        why = "it may yet be lawful: the guest did not come to rest in time"
+        return replace(found, outcome=Outcome.UNKNOWN, summary=f"{spec.failed}, but {why}")
+    return found
 
 
 def _unsettled(spec: FactSpec, looks: Sequence[Look], failures: Sequence[Exception]) -> Finding:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
-from undercroft.base import FormatError, MemoryFault, Outcome
-from undercroft.securekernel.linux.facts import MAX_REPORTED, Anomaly, FactSpec, Look, Observer
+from undercroft.base import Finding, FormatError, MemoryFault, Outcome
+from undercroft.securekernel.linux.facts import (
+    MAX_MORE,
+    MAX_REPORTED,
+    Anomaly,
+    FactSpec,
+    Look,
+    Observer,
+)
 from undercroft.securekernel.linux.live import LiveKernel, StructureError
 from undercroft.testing.fakekernel import FakeKernel
 
@@ -79,6 +87,8 @@ def test_what_every_look_saw_counts() -> None:
     assert finding.summary == "a thing is wrong"
     assert finding.details["anomalies"] == [{"name": "b"}]
     assert finding.details["count"] == 1
+    scene = Scene(*[wrong("a")] * (3 + MAX_MORE))
+    assert settle_with(scene, [True]).outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize(
@@ -125,3 +135,31 @@ def test_a_long_list_is_cut_and_counted() -> None:
     anomalies = details["anomalies"]
     assert isinstance(anomalies, list)
     assert len(anomalies) == MAX_REPORTED
+
+
+def settle_with(scene: Scene, answers: list[bool], spec: FactSpec = SPEC) -> Finding:
+    (finding,) = scene.observer.settle_all(
+        (spec,),
+        kernel(),
+        lambda fresh: {spec.id: scene.look(fresh)},
+        more=lambda _: answers.pop(0) if len(answers) > 1 else answers[0],
+    )
+    return finding
+
+
+def test_looks_go_on_as_long_as_more_are_asked_for() -> None:
+    bad = wrong("a")
+    scene = Scene(bad, bad, bad, bad, Look())
+    assert settle_with(scene, [True]).outcome is Outcome.PASS
+    scene = Scene(bad, bad, bad, bad, bad)
+    assert settle_with(scene, [True, True, False]).outcome is Outcome.FAIL
+
+
+def test_what_may_yet_be_lawful_is_unknown() -> None:
+    scene = Scene(*[wrong("a")] * (3 + MAX_MORE))
+    finding = settle_with(scene, [True], replace(SPEC, patient=True))
+    assert finding.outcome is Outcome.UNKNOWN
+    assert "may yet be lawful" in finding.summary
+    assert finding.details["count"] == 1
+    scene = Scene(*[wrong("a")] * (3 + MAX_MORE))
+    assert settle_with(scene, [True]).outcome is Outcome.FAIL

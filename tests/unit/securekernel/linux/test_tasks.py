@@ -32,6 +32,7 @@ LAYOUTS = {
             "group_leader": 240,
             "signal": 248,
             "comm": 256,
+            "stack": 32,
         },
     ),
     "signal_struct": (64, {"thread_head": 16}),
@@ -247,6 +248,22 @@ def test_a_newborn_in_the_slab_is_not_a_hidden_task(fake: Guest) -> None:
     hidden = hide_everywhere(fake)
     fake.put(hidden, "task_struct", "__state", 0x800, size=4)
     assert fake.look().outcome is Outcome.PASS
+
+
+def test_a_copy_that_fork_has_not_linked_is_not_a_hidden_task(fake: Guest) -> None:
+    """It bears its parent's pid, and its address is on its parent's kernel stack."""
+    parent = fake.leaders[0]
+    hidden = hide_everywhere(fake)
+    fake.put(hidden, "task_struct", "pid", 1, size=4)
+    fake.put(hidden, "task_struct", "tgid", fake.kernel().u32(parent + 92), size=4)
+    assert len(fake.anomalies()) == 1  # the parent's stack cannot be read
+    stack = fake.alloc(16 << 10)
+    fake.put(parent, "task_struct", "stack", stack)
+    assert len(fake.anomalies()) == 1  # nothing on it
+    fake.guest.put_u64(stack + 0x3000, hidden)
+    assert fake.look().outcome is Outcome.PASS
+    fake.set_current(hidden)  # what runs was born long ago
+    assert len(fake.anomalies()) == 1
 
 
 def test_a_zombie_is_still_a_task(fake: Guest) -> None:

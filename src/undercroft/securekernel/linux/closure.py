@@ -1,0 +1,372 @@
+"""The executable closure: nothing but owned code can run in the kernel, and nobody can write it.
+
+All page tables in use are walked: init_mm, every vCPU's CR3, every process, the user halves
+under page-table isolation, efi_mm, poking_mm and the trampoline's.  Four facts come of it:
+
+====================== ========================================================================
+kernel.closure.owned   every page that the kernel can execute has an owner
+kernel.closure.wx      no such page is writable through the mapping it is executed by
+kernel.closure.alias   no frame of such a page, or of .rodata, is writable through any mapping
+kernel.closure.roots   every page table in use is one that the kernel made
+====================== ========================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from undercroft.base import Finding, JsonValue, MemoryFault
+from undercroft.securekernel.arch.x86_64 import cpu
+from undercroft.securekernel.arch.x86_64.paging import (
+    CR3_ADDRESS,
+    PAGE_SIZE,
+    Pages,
+    Run,
+    U,
+    W,
+    X,
+    overlapping,
+    runs,
+    walk,
+)
+from undercroft.securekernel.linux.facts import Anomaly, FactSpec, Look, Observer
+from undercroft.securekernel.linux.live import LiveKernel
+from undercroft.securekernel.linux.owners import Owner, collect_owners, efi_runtime
+from undercroft.securekernel.linux.tasks import task_list
+from undercroft.securekernel.vcpu import VcpuState
+
+_ACCESSED_DIRTY = np.uint64(0x60)
+_USER_HALF = range(256)
+_PTI_USER = PAGE_SIZE
+"""Under page-table isolation a root is a pair: the kernel's, and one page up the user's."""
+_X86_FEATURE_PTI = 7 * 32 + 11
+_LOW_MEMORY = 1 << 20
+POKING_MM = "poking_mm"
+_GP_SHIFT, _GP_RUNNING = 2, 3  # kernel/rcu/rcu.h, RCU_SEQ_CTR_SHIFT and RCU_SEQ_STATE_MASK
+
+_LIMITS = (
+    "without SMEP the kernel could execute user pages: see cpu.control",
+    "the firmware's EFI runtime code is owned by its memory map and not compared with a file; "
+    "page 0 and device registers are writable and executable in efi_mm",
+    "an entry changed and changed back between two looks is for the write traps",
+)
+
+OWNED = FactSpec(
+    "kernel.closure.owned",
+    "every page that the kernel can execute has an owner",
+    "there is executable kernel memory that nobody owns",
+    _LIMITS,
+    patient=True,
+)
+WX = FactSpec(
+    "kernel.closure.wx",
+    "no executable kernel page is writable",
+    "kernel memory is writable and executable",
+    _LIMITS,
+)
+ALIAS = FactSpec(
+    "kernel.closure.alias",
+    "no frame of kernel code is writable through any mapping",
+    "kernel code can be written through another mapping",
+    _LIMITS,
+)
+ROOTS = FactSpec(
+    "kernel.closure.roots",
+    "every page table in use is one that the kernel made",
+    "a processor runs on page tables that no process owns",
+    _LIMITS,
+)
+SPECS = (OWNED, WX, ALIAS, ROOTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A page-table root in use: its physical address, and for a person what it belongs to."""
+
+    name: str
+    paddr: int
+    efi: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """The pages of one root that the kernel's own table does not have."""
+
+    root: Root
+    pages: Pages
+
+
+def known_roots(kernel: LiveKernel) -> list[Root]:
+    """Return every root that the kernel made, init_mm's first; both halves of each PTI pair."""
+    roots = [Root("init_mm", kernel.space.root)]
+    for name, pointer in (("efi_mm", False), (POKING_MM, True)):
+        symbol = kernel.find_symbol(name)
+        if symbol is None:
+            continue
+        mm = kernel.u64(symbol) if pointer else symbol
+        pgd = kernel.member_u64(mm, "mm_struct", "pgd") if mm else 0
+        if pgd:
+            roots.append(Root(name, kernel.space.translate(pgd), efi=name == "efi_mm"))
+    roots += _process_roots(kernel)
+    if page_table_isolation(kernel):
+        roots += [Root(f"{root.name} (user)", root.paddr + _PTI_USER, root.efi) for root in roots]
+    header = kernel.u64(kernel.symbol("real_mode_header"))
+    trampoline = kernel.member_u32(header, "real_mode_header", "trampoline_pgd")
+    roots.append(Root("real-mode trampoline", trampoline))
+    return roots
+
+
+def _process_roots(kernel: LiveKernel) -> list[Root]:
+    """Return the roots of every process in the task list, by its mm and by what it borrows."""
+    found: dict[int, Root] = {}
+    mms: set[int] = set()
+    pid_at, comm_at = (kernel.offset("task_struct", name) for name in ("pid", "comm"))
+    for task in task_list(kernel):
+        for member in ("mm", "active_mm"):
+            mm = kernel.member_u64(task, "task_struct", member)
+            if not mm or mm in mms:
+                continue
+            mms.add(mm)
+            paddr = kernel.space.translate(kernel.member_u64(mm, "mm_struct", "pgd"))
+            name = f"{kernel.text(task + comm_at, 16)} ({kernel.u32(task + pid_at)})"
+            found.setdefault(paddr, Root(name, paddr))
+    found.pop(kernel.space.root, None)
+    return list(found.values())
+
+
+def page_table_isolation(kernel: LiveKernel) -> bool:
+    """Whether the kernel set X86_FEATURE_PTI for this boot.
+
+    The kernel's own variable: a lie here means user halves walked in vain or vCPUs in user mode
+    on unknown roots, which is a finding.
+    """
+    capability = kernel.symbol("boot_cpu_data") + kernel.offset("cpuinfo_x86", "x86_capability")
+    word = kernel.u32(capability + 4 * (_X86_FEATURE_PTI // 32))
+    return bool(word >> (_X86_FEATURE_PTI % 32) & 1)
+
+
+def _entries(kernel: LiveKernel, root: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    table = np.frombuffer(kernel.memory.read(root, PAGE_SIZE), dtype="<u8")
+    return table.astype(np.uint64) & ~_ACCESSED_DIRTY
+
+
+def walk_roots(kernel: LiveKernel, roots: Sequence[Root]) -> Iterator[Walked]:
+    """Walk the first root whole, and of each other the entries that the first does not share."""
+    la57 = kernel.space.la57
+    first = roots[0]
+    yield Walked(first, walk(kernel.memory, first.paddr, la57))
+    shared = _entries(kernel, first.paddr)
+    for root in roots[1:]:
+        own = _entries(kernel, root.paddr)
+        differing = np.flatnonzero((own != shared) & ((own & np.uint64(1)) != 0))
+        for slots in _neighbours(differing.tolist()):
+            yield Walked(root, walk(kernel.memory, root.paddr, la57, slots=slots))
+
+
+def _neighbours(slots: Iterable[int]) -> Iterator[range]:
+    """Join consecutive numbers into ranges."""
+    start = end = -1
+    for slot in slots:
+        if slot != end:
+            if end > start:
+                yield range(start, end)
+            start = slot
+        end = slot + 1
+    if end > start:
+        yield range(start, end)
+
+
+def uncovered(start: int, end: int, owners: Sequence[Owner]) -> list[tuple[int, int]]:
+    """Return the parts of [start, end) that no owner claims; ``owners`` in order of address."""
+    gaps = []
+    for owner in owners:
+        if owner.end <= start:
+            continue
+        if owner.start >= end:
+            break
+        if owner.start > start:
+            gaps.append((start, owner.start))
+        start = max(start, owner.end)
+        if start >= end:
+            break
+    if start < end:
+        gaps.append((start, end))
+    return gaps
+
+
+class Closure:
+    """One look over all page tables."""
+
+    def __init__(self, kernel: LiveKernel, vcpus: Sequence[VcpuState]) -> None:
+        self._kernel = kernel
+        self._vcpus = vcpus
+        self._owners = collect_owners(kernel)
+        self._efi_owners = sorted(
+            [*self._owners, *efi_runtime(kernel)], key=lambda owner: (owner.start, owner.end)
+        )
+        self.owned: dict[Hashable, Anomaly] = {}
+        self.wx: dict[Hashable, Anomaly] = {}
+        self.alias: dict[Hashable, Anomaly] = {}
+        self.roots: dict[Hashable, Anomaly] = {}
+        self._executable = 0
+        self._poking = False
+
+    def look(self) -> Mapping[str, Look]:
+        """Walk everything once and return what each fact saw."""
+        kernel = self._kernel
+        roots = known_roots(kernel)
+        roots += self._vcpu_roots(roots)
+        walked = list(walk_roots(kernel, roots))
+        spans: list[tuple[int, int]] = self._rodata_frames()
+        for part in walked:
+            self._check_tables(part)
+            executable = part.pages.with_rights(X, forbidden=U)
+            self._check_executable(part.root, executable)
+            if not part.root.efi:
+                ends = executable.paddr + executable.size
+                spans += zip(executable.paddr.tolist(), ends.tolist(), strict=True)
+        for part in walked:
+            self._check_writable(part, spans)
+        details: dict[str, JsonValue] = {
+            "page_tables": len(roots),
+            "executable_bytes": self._executable,
+            "owners": [
+                f"{owner.kind} {owner.name} {owner.start:#x}+{owner.end - owner.start:#x}"
+                for owner in self._owners
+            ],
+        }
+        return {
+            OWNED.id: Look(self.owned, details),
+            WX.id: Look(self.wx, {"page_tables": len(roots)}),
+            ALIAS.id: Look(
+                self.alias,
+                {
+                    "frames": sum(end - at for at, end in spans) >> 12,
+                    "text_poke_in_flight": self._poking,
+                },
+            ),
+            ROOTS.id: Look(self.roots, {"page_tables": len(roots)}),
+        }
+
+    def _vcpu_roots(self, known: Sequence[Root]) -> list[Root]:
+        """Return the roots that a vCPU runs on and nobody owns, each an anomaly."""
+        addresses = {root.paddr for root in known}
+        strange = []
+        for vcpu in self._vcpus:
+            paddr = vcpu.cr3 & CR3_ADDRESS
+            if paddr in addresses or not vcpu.cr0 & cpu.CR0_PG:
+                continue
+            addresses.add(paddr)
+            strange.append(Root(f"vCPU {vcpu.index}", paddr))
+            self.roots[paddr] = Anomaly({"vcpu": vcpu.index, "cr3": f"{vcpu.cr3:#x}"})
+        return strange
+
+    def _rodata_frames(self) -> list[tuple[int, int]]:
+        start, end = self._kernel.symbol("__start_rodata"), self._kernel.symbol("__end_rodata")
+        spans = []
+        while start < end:
+            page = self._kernel.space.lookup(start)
+            inside = start - page.vaddr
+            size = min(page.size - inside, end - start)
+            spans.append((page.paddr + inside, page.paddr + inside + size))
+            start += size
+        return spans
+
+    def _check_tables(self, part: Walked) -> None:
+        """A table outside RAM maps what we cannot see."""
+        for table in part.pages.unreadable:
+            self.owned["table", table] = Anomaly(
+                {"page_table": f"{table:#x}", "in": part.root.name, "rule": "tables are in RAM"}
+            )
+
+    def _check_executable(self, root: Root, executable: Pages) -> None:
+        owners = self._efi_owners if root.efi else self._owners
+        for run in runs(executable):
+            self._executable += run.size
+            for start, end in uncovered(run.vaddr, run.end, owners):
+                self.owned[start, end] = Anomaly(
+                    {"address": f"{start:#x}", "size": end - start, "in": root.name}
+                )
+        writable = executable.with_rights(W)
+        if root.efi:
+            writable = writable.select(
+                np.array([self._is_high_ram(at) for at in writable.paddr.tolist()], dtype=bool)
+            )
+        for run in runs(writable):
+            self.wx[run.vaddr, run.size] = Anomaly(
+                {"address": f"{run.vaddr:#x}", "size": run.size, "in": root.name}
+            )
+
+    def _is_high_ram(self, paddr: int) -> bool:
+        """Tell RAM above 1 MiB from what the kernel maps with all rights for the firmware.
+
+        That is device registers, and page 0, which some firmware writes to
+        (arch/x86/platform/efi/efi_64.c, efi_setup_page_tables; quirks.c).
+        """
+        if paddr < _LOW_MEMORY:
+            return False
+        try:
+            self._kernel.memory.view(int(paddr), 1)
+        except MemoryFault:
+            return False
+        return True
+
+    def _check_writable(self, part: Walked, spans: list[tuple[int, int]]) -> None:
+        writable = part.pages.with_rights(W)
+        hit = writable.select(overlapping(writable, spans))
+        for run in runs(hit):
+            if part.root.name.startswith(POKING_MM) and self._is_text_poke(run):
+                self._poking = True
+                continue
+            self.alias[part.root.paddr, run.vaddr, run.size] = Anomaly(
+                {
+                    "address": f"{run.vaddr:#x}",
+                    "size": run.size,
+                    "in": part.root.name,
+                    "user": bool(run.rights & U),
+                }
+            )
+
+    def _is_text_poke(self, run: Run) -> bool:
+        """Whether this is the window through which the kernel patches itself, while it does.
+
+        It maps the two pages that it patches at poking_addr, in poking_mm only
+        (arch/x86/kernel/alternative.c, __text_poke).  What it writes there is compared with the
+        package like all text.
+        """
+        window = self._kernel.u64(self._kernel.symbol("poking_addr"))
+        return window <= run.vaddr and run.end <= window + 2 * PAGE_SIZE
+
+
+class GracePeriods:
+    """Tells whether memory that was given up before our first look must be gone by now.
+
+    A module, a kprobe slot and the like leave their lists first and stay executable until an RCU
+    grace period has passed (free_module, collect_one_slot): one that was running then, and a
+    whole one after it.  While none is running, nobody waits for one.
+    """
+
+    def __init__(self, kernel: LiveKernel) -> None:
+        self._at = kernel.symbol("rcu_state") + kernel.offset("rcu_state", "gp_seq")
+        self._first = kernel.u64(self._at)
+        self._idle = 0
+
+    def pending(self, kernel: LiveKernel) -> bool:
+        """Return whether something could still be waiting; call it once for each look."""
+        sequence = kernel.u64(self._at)
+        completed = (sequence >> _GP_SHIFT) - (self._first >> _GP_SHIFT)
+        self._idle = self._idle + 1 if not sequence & _GP_RUNNING else 0
+        return completed < 3 and self._idle < 2
+
+
+def collect(
+    kernel: LiveKernel, vcpus: Callable[[], Sequence[VcpuState]], observer: Observer
+) -> tuple[Finding, ...]:
+    """Return the four closure findings; ``vcpus`` reads the registers anew for each look."""
+    grace = GracePeriods(kernel.fresh())
+    return observer.settle_all(
+        SPECS, kernel, lambda fresh: Closure(fresh, vcpus()).look(), more=grace.pending
+    )
