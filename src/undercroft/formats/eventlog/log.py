@@ -24,8 +24,9 @@ from undercroft.formats.eventlog.types import NO_ACTION, type_name
 from undercroft.formats.eventlog.value import DigestCheck, EventValue
 from undercroft.formats.reader import BoundedReader
 
-MAX_LOG_SIZE = 16 << 20
-"""Bytes of log that we take; firmware reserves 64 KiB to 256 KiB."""
+MAX_LOG_SIZE = 4 << 20
+"""Bytes of log that we take, so that no log costs more than seconds; firmware reserves 64 KiB to
+256 KiB."""
 MAX_EVENTS = 1 << 16
 """Events that we take; real logs have about a hundred."""
 

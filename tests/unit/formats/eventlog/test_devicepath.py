@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undercroft.base import FormatError
@@ -149,6 +149,7 @@ def test_a_hostile_path_ends_in_one_error(data: bytes, reason: str) -> None:
     assert caught.value.offset >= 50
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_what_parses_encodes_to_itself_and_has_a_text(data: bytes) -> None:
     try:
@@ -159,6 +160,7 @@ def test_what_parses_encodes_to_itself_and_has_a_text(data: bytes) -> None:
     assert device_path_text(path).isprintable()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(0, 35), st.binary(max_size=60))
 def test_any_node_has_a_printable_text(kind: int, sub_type: int, data: bytes) -> None:
     assert node_text(DevicePathNode(kind, sub_type, data)).isprintable()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undercroft.base import FormatError
@@ -64,6 +64,7 @@ def test_one_signature_is_its_owner_and_the_rest() -> None:
         sig.decode_signature(b"short", 5)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=120))
 def test_what_parses_encodes_to_itself(data: bytes) -> None:
     try:

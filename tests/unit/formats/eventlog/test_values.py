@@ -387,12 +387,13 @@ def test_an_spdm_sub_header_of_another_kind_is_kept() -> None:
     assert (device.certificate_chain, device.blocks, check) == (b"oem", (), MATCHES)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.sampled_from([*map(int, EventType)]), st.binary(max_size=120), st.booleans())
 def test_decoding_never_raises_and_loses_nothing(number: int, data: bytes, matches: bool) -> None:
     decode(number, data, None if matches else data + b"!")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80))
 def test_a_hostile_variable_loses_nothing(data: bytes) -> None:
     head = struct.pack("<16sQQ", EFI_GLOBAL_VARIABLE, 2, len(data)) + "db".encode("utf-16-le")
