@@ -15,6 +15,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import msgspec
+
 from undercroft.base import PCR_COUNT, HashAlgorithm, PcrBank, VerificationError
 from undercroft.formats.eventlog import Event, EventLog, LogFormat
 from undercroft.formats.eventlog.types import NO_ACTION
@@ -65,7 +67,8 @@ class ReplayedLog:
     """A log whose replay equals quoted PCRs.
 
     ``log`` is the log; ``vouched`` are its events that the quote vouches for: extended events
-    in a PCR whose quoted value the log accounts for, in every quoted bank that has the PCR.
+    in a PCR whose quoted value the log accounts for, in every quoted bank that has the PCR, and
+    with the digests of those banks only.
     ``banks`` are the quoted banks, ``explained`` the quoted PCRs that the log accounts for and
     ``unexplained`` those that something else extended too.  ``quirks`` fired on the way.
     """
@@ -174,12 +177,39 @@ def verify_eventlog(
             raise _differs(replayed, quoted, pcr, register_name(pcr, log.format))
     return ReplayedLog(
         log,
-        tuple([event for event in log.events if event.extends and event.pcr in explained]),
+        _vouched(log, quoted, explained),
         tuple(quoted),
         frozenset(explained),
         frozenset(pcrs) - explained,
         locality,
         (*replayed.quirks, *fired),
+    )
+
+
+def _vouched(log: EventLog, quoted: Sequence[PcrBank], pcrs: set[int]) -> tuple[Event, ...]:
+    """Return the events of ``pcrs``, each with the digests that a quoted bank vouches for.
+
+    The log's other banks are the log writer's word: a dbx entry must not be compared with them.
+    """
+    proven = {pcr: {b.algorithm for b in quoted if pcr in b.values} for pcr in pcrs}
+    return tuple(
+        [
+            _with_digests(event, proven[event.pcr])
+            for event in log.events
+            if event.extends and event.pcr in pcrs
+        ]
+    )
+
+
+def _with_digests(event: Event, algorithms: set[HashAlgorithm]) -> Event:
+    if len(event.alg_ids) == len(algorithms):
+        return event  # every quoted bank has a digest here: replay saw to that
+    digests = {a: digest for a, digest in event.digests.items() if a in algorithms}
+    return msgspec.structs.replace(
+        event,
+        digests=MappingProxyType(digests),
+        other_digests=MappingProxyType({}),
+        alg_ids=tuple([a.alg_id for a in digests]),
     )
 
 

@@ -139,15 +139,15 @@ class Policy:
 
 def take_apart(events: list[Event], kind: LogFormat) -> Policy:
     """Sort the events of PCR 7 (in a CCEL: of its register), which the caller had vouched for."""
-    if kind is LogFormat.CCEL:
-        events = [event for event in events if event.type not in _PCR_1_TYPES]
+    skipped = _PCR_1_TYPES if kind is LogFormat.CCEL else frozenset()
     cut = next((i for i, event in enumerate(events) if _is_separator(event)), len(events))
     policy = Policy(separated=cut < len(events))
     for event in events[:cut]:
-        _before(policy, event)
+        if event.type not in skipped:
+            _before(policy, event)
     for event in events[cut:]:
         # A second separator is a second boot attempt without a reset in between.
-        if not _is_separator(event):
+        if event.type not in skipped and not _is_separator(event):
             _after(policy, event)
     return policy
 

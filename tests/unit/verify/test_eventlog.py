@@ -68,6 +68,16 @@ def test_events_of_pcrs_that_are_not_quoted_are_not_vouched_for() -> None:
     assert {event.pcr for event in verified.vouched} == {0, 7}
 
 
+def test_digests_of_banks_that_are_not_quoted_are_not_vouched_for() -> None:
+    fw = _boot((SHA1, SHA256, SHA384))
+    log = parse_eventlog(fw.log())
+    sha1, sha256, _ = fw.banks((0, 7))
+    only_0 = PcrBank(SHA1, {0: sha1.values[0]})
+    for event in verify_eventlog(log, (only_0, sha256)).vouched:
+        assert set(event.digests) == ({SHA1, SHA256} if event.pcr == 0 else {SHA256})
+        assert event.alg_ids == tuple(a.alg_id for a in event.digests)
+
+
 def test_the_first_pcr_that_differs_is_named() -> None:
     fw = _boot((SHA1, SHA256))
     good = fw.pcrs[SHA256][4]

@@ -407,6 +407,35 @@ def test_a_hidden_driver_configuration_makes_the_answer_unknown() -> None:
     assert findings["measured"].outcome is UNKNOWN
 
 
+def test_a_revoked_image_is_not_hidden_by_a_bank_that_was_not_quoted() -> None:
+    case = Case(variables={"dbx": _hashes(b"shim")}, banks=(SHA1, SHA256))
+    fw = case.firmware()
+    sha1, _ = fw.banks(range(10))
+    forged = fw.log().replace(SHA256.hash(b"shim"), SHA256.hash(b"harmless"))
+    # The dbx itself holds the hash as well: put it back there, so that only the event is forged.
+    forged = forged.replace(
+        MICROSOFT_OWNER + SHA256.hash(b"harmless"), MICROSOFT_OWNER + SHA256.hash(b"shim")
+    )
+    findings = judge_secure_boot(verify_eventlog(parse_eventlog(forged), (sha1,)))
+    (revoked,) = [f for f in findings if f.id == "secureboot.revoked"]
+    assert revoked.outcome is UNKNOWN
+
+
+def test_a_trust_domains_hidden_separator_does_not_let_a_later_variable_count() -> None:
+    fw = SimulatedFirmware((SHA384,), kind=LogFormat.CCEL)
+    hidden = UefiVariable(EFI_GLOBAL_VARIABLE, "SecureBoot", b"\0", None).encode()
+    fw.measure(1, T.EV_PLATFORM_CONFIG_FLAGS, b"ACPI DATA", hidden)
+    fw.measure(1, T.EV_PLATFORM_CONFIG_FLAGS, b"ACPI DATA", bytes(4))  # the true separator
+    fw.variable("SecureBoot", b"\1", pcr=1)
+    fw.variable("PK", _x509(CA), pcr=1)
+    fw.separators([1])
+    log = parse_eventlog(fw.log())
+    findings = judge_secure_boot(verify_eventlog(log, fw.banks((1, 2))))
+    outcomes = {f.id: f.outcome for f in findings}
+    assert outcomes["secureboot.enabled"] is UNKNOWN
+    assert outcomes["secureboot.measured"] is FAIL
+
+
 def test_a_trust_domains_log_is_judged_by_its_registers() -> None:
     fw = SimulatedFirmware((SHA384,), kind=LogFormat.CCEL)
     fw.measure(1, T.EV_EFI_PLATFORM_FIRMWARE_BLOB2, b"\0" + bytes(16), b"CFV")
