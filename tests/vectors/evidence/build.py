@@ -161,7 +161,7 @@ def other_kernel() -> Case:
 
 def unknown_file() -> Case:
     """A file ran that no reference value speaks of."""
-    guest = SimulatedGuest(files={**GUEST.files, "/tmp/rootkit": b"rootkit"})
+    guest = SimulatedGuest(files={**GUEST.files, "/usr/bin/rootkit": b"rootkit"})
     evidence = encode_evidence(guest.evidence(CHALLENGE))
     return Case(evidence, verdict("contraindicated", "ima.files", "ima.file"))
 
