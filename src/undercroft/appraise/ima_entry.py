@@ -144,16 +144,6 @@ def _signed(entry: ImaEntry, digest: FileDigest, judge: ImaJudge) -> EntryVerdic
 _SAYS_NOTHING = frozenset({F1_TYPE.id, F4_KEY.id})
 
 
-_IDS = {
-    VIOLATION: "ima.violation",
-    BUFFER: "ima.buffer",
-    BUFFER_DIGEST: "ima.buffer",
-    KEXEC: "ima.kexec",
-    TEMPLATE: "ima.template",
-    BAD_SIGNATURE: "ima.signature",
-}
-
-
 def tell(
     entry: ImaEntry, index: int, verdict: EntryVerdict, action: Action, judge: ImaJudge
 ) -> Judgement:
@@ -169,13 +159,22 @@ def tell(
 _Details = dict[str, JsonValue]
 
 
+PATH_MAX = 4096
+"""No path is longer in Linux (include/uapi/linux/limits.h); of longer names the start is shown."""
+
+
+def _shown(name: bytes) -> str:
+    return escape_path(name[:PATH_MAX]) + ("…" if len(name) > PATH_MAX else "")
+
+
 def _tell_violation(
     entry: ImaEntry, index: int, _verdict: EntryVerdict, _judge: ImaJudge, details: _Details
 ) -> str:
-    details["claimed-path"] = entry.path
+    path = _shown(entry.name)
+    details["claimed-path"] = path
     return (
-        f"entry {index} is a violation (claimed: {entry.path}): a file was open for writing while "
-        "it was measured, or the reverse"
+        f"entry {index} is a violation (claimed: {path}): a file was open for writing while it was "
+        "measured, or the reverse"
     )
 
 
@@ -190,20 +189,22 @@ def _tell_template(
 def _tell_buffer(
     entry: ImaEntry, _index: int, verdict: EntryVerdict, _judge: ImaJudge, details: _Details
 ) -> str:
-    details["event"] = entry.path
+    event = _shown(entry.name)
+    details["event"] = event
     buffer = entry.fields().get("buf")
     if buffer is not None:
         details["says"] = repr(decode_buffer(entry.name, buffer))[:SAYS_SIZE]
-    return f"{entry.path}: {verdict.note or 'a kernel buffer that no rule calls good'}"
+    return f"{event}: {verdict.note or 'a kernel buffer that no rule calls good'}"
 
 
 def _tell_file(
     entry: ImaEntry, _index: int, verdict: EntryVerdict, judge: ImaJudge, details: _Details
 ) -> str:
-    details["path"], details["digest"] = entry.path, str(entry.digest)
+    path = _shown(entry.name)
+    details["path"], details["digest"] = path, str(entry.digest)
     comparison = verdict.comparison
     if comparison is None:
-        return f"{entry.path}: {verdict.note}"
+        return f"{path}: {verdict.note}"
     details["expected"] = [
         {"digest": f"{e.algorithm}:{e.digest.hex()}", "source": str(e.provenance)}
         for e in comparison.expected
@@ -212,15 +213,15 @@ def _tell_file(
         {"path": escape_path(e.path), "source": str(e.provenance)} for e in comparison.elsewhere
     ]
     if comparison.match is FileMatch.OTHER_ALGORITHM:
-        return f"{entry.path}: no reference for it is in the algorithm that was measured"
+        return f"{path}: no reference for it is in the algorithm that was measured"
     same = _same_content(entry, comparison)
     if comparison.match is FileMatch.OTHER_CONTENT:
         known = "; ".join(dict.fromkeys(str(e.provenance) for e in comparison.expected))
-        return f"{entry.path} is not what it should be ({known}){same}"
-    nearest = [escape_path(path) for path in judge.references.nearest(entry.name)]
+        return f"{path} is not what it should be ({known}){same}"
+    nearest = [escape_path(known) for known in judge.references.nearest(entry.name)]
     details["nearest"] = list(nearest)
     near = f"; the nearest known one is {nearest[0]}" if nearest else ""
-    return f"{entry.path} is not a known path{same}{near}"
+    return f"{path} is not a known path{same}{near}"
 
 
 def _same_content(entry: ImaEntry, comparison: FileComparison) -> str:

@@ -235,6 +235,13 @@ def test_a_digest_in_an_algorithm_without_references() -> None:
     assert "no reference for it is in the algorithm" in deviation.finding.summary
 
 
+def test_of_an_endless_name_the_start_is_shown() -> None:
+    kernel = booted()
+    kernel.measure(b"/" + b"\xff" * 10_000, b"x")
+    path = only(appraised(kernel)).finding.details["path"]
+    assert path == "/" + "\\xff" * 4095 + "…"
+
+
 def test_a_template_without_a_digest_tells_nothing() -> None:
     kernel = booted()
     kernel.entry("/usr/bin/sh", b"", {"iuid": bytes(4)}, template="n-ng|iuid")

@@ -17,7 +17,7 @@ import struct
 from dataclasses import dataclass
 
 from undercroft.base import PCR_COUNT, HashAlgorithm
-from undercroft.formats.ima.fields import Order, check_field, check_fields
+from undercroft.formats.ima.fields import MAX_DIGEST_SIZE, Order, check_field, check_fields
 from undercroft.formats.ima.measurements import (
     IMA_EVENT_NAME_LEN_MAX,
     ImaList,
@@ -121,7 +121,6 @@ _FAST_FIELDS = frozenset(
     }
 )
 """Fields of the templates that :func:`_same_run` knows: nearly every entry of every list."""
-_MAX_DIGEST_SIZE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +172,7 @@ def _layout(
     if template.fields not in _FAST_FIELDS or int.from_bytes(pcr, order) >= PCR_COUNT:
         return None
     digest_size = int.from_bytes(digest_head[:4], order) - (len(digest_head) - 4)
-    if len(digest_head) < 6 or not 0 <= digest_size <= _MAX_DIGEST_SIZE:
+    if len(digest_head) < 6 or not 0 <= digest_size <= MAX_DIGEST_SIZE:
         return None
     try:
         # No byte is zero: the short digest that only a violation may have is read one by one.

@@ -19,6 +19,9 @@ Order = Literal["little", "big"]
 IMA_DIGEST_SIZE = 20
 """The room a violation's digest had in ``d-ng`` before Linux 6.1, whatever the algorithm."""
 
+MAX_DIGEST_SIZE = 128
+"""Twice the kernel's HASH_MAX_DIGESTSIZE: no digest of an algorithm we do not know is longer."""
+
 _ALGORITHM = re.compile(rb"[a-z0-9-]{1,64}")
 _DIGEST_TYPES = {b"ima": "ima", b"verity": "verity"}
 _LOWER_HEX = re.compile(rb"(?:[0-9a-f]{2})*")
@@ -90,6 +93,8 @@ def split_digest_field(data: bytes, kind: FieldKind) -> FileDigest:
         return FileDigest("ima", "", plain.algorithm, value)
     if not _ALGORITHM.fullmatch(prefix):
         raise ValueError("a hash algorithm's name is not lower-case letters, digits and hyphens")
+    if len(value) > MAX_DIGEST_SIZE:
+        raise ValueError(f"a digest of {len(value)} bytes is longer than any that there is")
     algorithm = LinuxHash.from_name(prefix)
     if algorithm and len(value) != algorithm.size and value != bytes(IMA_DIGEST_SIZE):
         raise ValueError(f"a {algorithm} digest has {algorithm.size} bytes, not {len(value)}")

@@ -248,6 +248,7 @@ BAD = {
     "digest-empty": (entry(digest=b""), "it is empty"),
     "digest-without-algorithm": (entry(digest=bytes(32)), "no colon and NUL"),
     "digest-short": (entry(digest=b"sha256:\0" + bytes(31)), "a sha256 digest has 32 bytes"),
+    "digest-endless": (entry(digest=b"new:\0" + bytes(129)), "longer than any that there is"),
     "digest-algorithm-odd": (entry(digest=b"SHA256:\0" + bytes(32)), "hash algorithm's name"),
     "digest-unnamed": (entry(digest=b":\0" + bytes(32)), "without an algorithm has 16 or 20"),
     "name-empty": (entry(event=b""), "it is empty"),
