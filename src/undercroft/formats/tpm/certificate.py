@@ -36,8 +36,11 @@ QUIRKS = {
 """What we tolerate around a certificate, by id."""
 
 # What cryptography raises on a certificate that is no certificate; it reads most parts lazily.
+# TypeError comes of a name's BIT STRING; Warning where a caller turned warnings into errors.
 _PARSE_ERRORS = (
     ValueError,
+    TypeError,
+    Warning,
     UnsupportedAlgorithm,
     x509.DuplicateExtension,
     x509.InvalidVersion,
