@@ -91,9 +91,9 @@ class Recorder:
         self.run(f"swtpm_ioctl --tcp 127.0.0.1:{self.control} -i")
         self.run("tpm2_startup -c")
 
-    def create_ak(self, arguments: str) -> None:
-        """Create an attestation key under the RSA endorsement key: ak.ctx, ak.pub."""
-        self.run(f"tpm2_createak -C {EK_RSA} -c ak.ctx -u ak.pub -n ak.name -G {arguments}")
+    def create_ak(self, arguments: str, ek: str = EK_RSA) -> None:
+        """Create an attestation key under an endorsement key: ak.ctx, ak.pub, ak.name."""
+        self.run(f"tpm2_createak -C {ek} -c ak.ctx -u ak.pub -n ak.name -G {arguments}")
         self.flush()
 
     def create_primary(self, hierarchy: str) -> None:
