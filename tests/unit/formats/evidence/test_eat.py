@@ -133,6 +133,7 @@ def claims(changes: dict[int, CborValue]) -> bytes:
         (claims({299: 5}), "not an evidence"),
         (claims({299: ["text/plain", b""]}), "not an evidence"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "data",
 )
 def test_refused(data: bytes, reason: str) -> None:
     with pytest.raises(FormatError, match=reason):
