@@ -18,6 +18,7 @@ from undercroft.formats.ima import (
     FileDigest,
     ImaEntry,
     decode_buffer,
+    describe_buffer,
     escape_path,
     parse_signature,
 )
@@ -193,7 +194,7 @@ def _tell_buffer(
     details["event"] = event
     buffer = entry.fields().get("buf")
     if buffer is not None:
-        details["says"] = repr(decode_buffer(entry.name, buffer))[:SAYS_SIZE]
+        details["says"] = describe_buffer(decode_buffer(entry.name, buffer))[:SAYS_SIZE]
     return f"{event}: {verdict.note or 'a kernel buffer that no rule calls good'}"
 
 

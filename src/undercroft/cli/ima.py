@@ -14,6 +14,7 @@ from undercroft.formats.ima import (
     ImaEntry,
     ImaList,
     decode_buffer,
+    describe_buffer,
     detect,
     parse_ascii,
     parse_binary,
@@ -128,7 +129,7 @@ def _more(entry: ImaEntry) -> dict[str, str]:
     fields = entry.fields()
     said = {}
     if "buf" in fields:
-        said["buffer"] = repr(decode_buffer(entry.name, fields["buf"]))
+        said["buffer"] = describe_buffer(decode_buffer(entry.name, fields["buf"]))
     for name in ("sig", "evmsig"):
         if fields.get(name):
             said[name + "-says"] = _signature(fields[name])

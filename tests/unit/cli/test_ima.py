@@ -43,7 +43,7 @@ def test_show_tells_every_entry(file: Path) -> None:
     assert "sha1 template hashes, 5 entries" in head
     assert len([line for line in lines if "PCR 10" in line]) == 5
     assert "VIOLATION (claimed)  /var/log/wtmp" in out
-    assert "buffer: KexecCmdline(command_line='quiet')" in out
+    assert "buffer: command line for kexec: 'quiet'" in out
     assert "EVM_IMA_XATTR_DIGSIG version 2, sha256, key a1b2c3d4 (claimed)" in out
     assert "not a signature's xattr type" not in out
     assert "version is cut short" in out

@@ -18,6 +18,7 @@ from undercroft.formats.ima.buffers import (
     MeasuredBuffer,
     OpaqueBuffer,
     decode_buffer,
+    describe_buffer,
 )
 from undercroft.formats.ima.detect import ListForm, detect, parse_list
 from undercroft.formats.ima.fields import FileDigest, escape_path
@@ -43,6 +44,7 @@ __all__ = [
     "SignatureType",
     "Template",
     "decode_buffer",
+    "describe_buffer",
     "detect",
     "encode_ascii",
     "encode_binary",

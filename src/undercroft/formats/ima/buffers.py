@@ -93,6 +93,21 @@ def decode_buffer(name: bytes, data: bytes) -> MeasuredBuffer:
     return OpaqueBuffer(event, data)
 
 
+def describe_buffer(buffer: MeasuredBuffer) -> str:
+    """Return what a buffer says, in words and on one line."""
+    if isinstance(buffer, KexecCmdline):
+        return f"command line for kexec: {buffer.command_line!r}"
+    if isinstance(buffer, KeyringKey):
+        key_id = buffer.key_id.hex() if buffer.key_id else "none"
+        return f"certificate of {buffer.subject!r} (key id {key_id}) added to {buffer.keyring!r}"
+    if isinstance(buffer, DeviceMapperEvent):
+        pairs = [f"{key}={value!r}" for record in buffer.records for key, value in record]
+        return f"device mapper: {', '.join(pairs)}"
+    if isinstance(buffer, CriticalData):
+        return f"{buffer.text!r}"
+    return f"{len(buffer.data)} bytes: {buffer.data[:64].hex()}{'…' if buffer.data[64:] else ''}"
+
+
 def _printable(data: bytes) -> str | None:
     try:
         text = data.decode()

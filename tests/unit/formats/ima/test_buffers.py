@@ -15,8 +15,10 @@ from undercroft.formats.ima import (
     DeviceMapperEvent,
     KexecCmdline,
     KeyringKey,
+    MeasuredBuffer,
     OpaqueBuffer,
     decode_buffer,
+    describe_buffer,
 )
 
 
@@ -103,10 +105,30 @@ def test_other_critical_data() -> None:
     )
 
 
+DESCRIBED: dict[str, MeasuredBuffer] = {
+    "command line for kexec: 'quiet'": KexecCmdline("quiet"),
+    "certificate of 'CN=k' (key id 0102) added to '.ima'": KeyringKey(
+        ".ima", b"", "CN=k", b"\x01\x02"
+    ),
+    "certificate of 'CN=k' (key id none) added to '.ima'": KeyringKey(".ima", b"", "CN=k", None),
+    "device mapper: name='root', minor='0'": DeviceMapperEvent(
+        "dm_table_load", ((("name", "root"),), (("minor", "0"),))
+    ),
+    "'two\\nlines'": CriticalData("x", "two\nlines"),
+    "2 bytes: 00ff": OpaqueBuffer("x", b"\x00\xff"),
+    "65 bytes: " + "00" * 64 + "…": OpaqueBuffer("x", bytes(65)),
+}
+
+
+@pytest.mark.parametrize("words", DESCRIBED)
+def test_buffers_in_words(words: str) -> None:
+    assert describe_buffer(DESCRIBED[words]) == words
+
+
 @settings(deadline=None)
 @given(st.sampled_from([b"kexec-cmdline", b"dm_x", b".ima", b"\xff"]), st.binary(max_size=60))
 def test_nothing_fails(name: bytes, data: bytes) -> None:
-    decode_buffer(name, data)
+    assert describe_buffer(decode_buffer(name, data)).isprintable()
 
 
 @settings(deadline=None)
