@@ -85,7 +85,7 @@ def attach(
     end = time.monotonic() + seconds if seconds else None
     try:
         while end is None or time.monotonic() < end:
-            _say_changes(watched.facts(), seen, console if not as_json else None)
+            _say_changes(watched.watch(), seen, console if not as_json else None)
             opened.guest.check_alive()
             time.sleep(interval)
     except KeyboardInterrupt:

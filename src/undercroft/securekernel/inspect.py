@@ -13,12 +13,15 @@ from undercroft.base import Finding, FormatError, MemoryFault
 from undercroft.formats.evidence.record import VERSION, SecureKernelRecord
 from undercroft.formats.kernel import KernelImage
 from undercroft.securekernel.guest import Guest
-from undercroft.securekernel.linux import tasks
+from undercroft.securekernel.linux import closure, cpu_state, modules, tasks
 from undercroft.securekernel.linux.facts import Observer
 from undercroft.securekernel.linux.ima import read_ima_list
 from undercroft.securekernel.linux.live import LiveKernel, StructureError
 from undercroft.securekernel.linux.tcglog import read_event_log
 from undercroft.securekernel.linux.text import KernelTextProof
+
+SLOW_S = 2.0
+"""Seconds between two looks at everything, while the kernel's code is watched more often."""
 
 
 class SecureKernel:
@@ -28,6 +31,7 @@ class SecureKernel:
         self.guest = guest
         self.image = image
         self.proof = self._attach()
+        self._slow: tuple[float, list[Finding]] = (0.0, [])
 
     def _attach(self) -> KernelTextProof:
         guest = self.guest
@@ -35,14 +39,37 @@ class SecureKernel:
 
     def facts(self) -> list[Finding]:
         """Return every fact, as of now.  Raises GuestGone if the guest ended."""
+        findings = self.sweep()
+        if (live := self._live()) is not None:
+            observer = Observer(self.guest.paused)
+            for look in LOOKS:
+                findings += look(live, self.guest, observer)
+        self.guest.check_alive()
+        self._slow = (time.monotonic(), findings)
+        return findings
+
+    def sweep(self) -> list[Finding]:
+        """Return the facts about the kernel's code only: milliseconds, and no pause if all is well.
+
+        Raises GuestGone if the guest ended.
+        """
         if self.proof.kernel is None:  # it may have been booting: look for it again
             self.proof = self._attach()
         findings = self.proof.sweep()
-        if (live := self._live()) is not None:
-            observer = Observer(self.guest.paused)
-            findings += [fact(live, observer) for fact in _FACTS]
         self.guest.check_alive()
         return findings
+
+    def watch(self) -> list[Finding]:
+        """Return every fact: the kernel's code as of now, the others at most SLOW_S old.
+
+        For looking often.  Raises GuestGone if the guest ended.
+        """
+        taken, last = self._slow
+        if not last or self.proof.kernel is None or time.monotonic() - taken > SLOW_S:
+            return self.facts()
+        now = self.sweep()
+        fresh = {finding.id for finding in now}
+        return [*now, *(finding for finding in last if finding.id not in fresh)]
 
     def record(self) -> SecureKernelRecord:
         """Return one report about the guest: every fact, and the interval that it speaks of."""
@@ -83,5 +110,26 @@ class SecureKernel:
         )
 
 
-_FACTS: tuple[Callable[[LiveKernel, Observer], Finding], ...] = (tasks.crossview,)
+def _cpu_state(kernel: LiveKernel, guest: Guest, observer: Observer) -> tuple[Finding, ...]:
+    return cpu_state.collect(kernel, guest.vcpus, observer)
+
+
+def _closure(kernel: LiveKernel, guest: Guest, observer: Observer) -> tuple[Finding, ...]:
+    return closure.collect(kernel, guest.vcpus, observer)
+
+
+def _modules(kernel: LiveKernel, _: Guest, observer: Observer) -> tuple[Finding, ...]:
+    return (modules.crossview(kernel, observer),)
+
+
+def _tasks(kernel: LiveKernel, _: Guest, observer: Observer) -> tuple[Finding, ...]:
+    return (tasks.crossview(kernel, observer),)
+
+
+LOOKS: tuple[Callable[[LiveKernel, Guest, Observer], tuple[Finding, ...]], ...] = (
+    _cpu_state,
+    _closure,
+    _modules,
+    _tasks,
+)
 """What is looked at besides the kernel's code."""

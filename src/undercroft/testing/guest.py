@@ -148,6 +148,16 @@ FACTS = (
     Finding("kernel.located", Outcome.PASS, "Linux runs", {"base": 0xFFFFFFFF81000000}),
     Finding("kernel.text", Outcome.PASS, "kernel text is as the package says", {"bytes": 14 << 20}),
     Finding("kernel.rodata", Outcome.PASS, "constant data is as the package says"),
+    Finding("kernel.closure.owned", Outcome.PASS, "every executable page has an owner"),
+    Finding("kernel.closure.wx", Outcome.PASS, "no executable page is writable"),
+    Finding("kernel.closure.alias", Outcome.PASS, "no frame of kernel code is writable"),
+    Finding("kernel.closure.roots", Outcome.PASS, "every page table is the kernel's"),
+    Finding("cpu.idt", Outcome.PASS, "every interrupt gate is the kernel's"),
+    Finding("cpu.gdt", Outcome.PASS, "every segment is the kernel's"),
+    Finding("cpu.syscall", Outcome.PASS, "system calls enter the kernel"),
+    Finding("cpu.control", Outcome.PASS, "the processor's protections are on"),
+    Finding("cpu.debug", Outcome.PASS, "no hardware breakpoint is set in the kernel"),
+    Finding("kernel.modules.crossview", Outcome.PASS, "every view of the modules agrees"),
     Finding("kernel.tasks.crossview", Outcome.PASS, "every view of the tasks agrees"),
 )
 
