@@ -36,6 +36,7 @@ Tagged: TypeAlias = cbor2.CBORTag
 _UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
 _KEY_TYPES: Final = (_UNSIGNED, _NEGATIVE, _TEXT)
 _FALSE, _TRUE, _NULL, _HALF, _SINGLE, _DOUBLE = 20, 21, 22, 25, 26, 27
+_ONE_BYTE: Final = 24
 _LONGER_HEADS: Final = {24: 1, 25: 2, 26: 4, 27: 8}
 _SMALLEST: Final = {24: 24, 25: 1 << 8, 26: 1 << 16, 27: 1 << 32}
 """The smallest argument that may be written in the longer head: anything less has a shorter."""
@@ -127,13 +128,11 @@ class _Scanner:
             raise self.fail(at - 1, "a float is not finite or not in its shortest form", got=value)
         return after
 
-    def text(self, at: int, size: int) -> int:
-        after = self.past(at, size, "a text string")
+    def text(self, at: int, after: int) -> None:
         try:
             self.data[at:after].decode()
         except UnicodeDecodeError as error:
             raise self.fail(at + error.start, "a text string is not UTF-8") from error
-        return after
 
     def array(self, at: int, count: int, depth: int) -> int:
         # Every element takes a byte at least: refuse a count that cannot be there.
@@ -164,19 +163,26 @@ class _Scanner:
         self.items_left -= 1
         if self.items_left < 0 or depth > self.max_depth:
             raise self.fail(at, "too many or too deeply nested items")
-        head = self.data[at]
+        data = self.data
+        head = data[at]
         at += 1
         major, argument = head >> 5, head & 31
         if major == _SIMPLE:
             return self.simple(at, argument)
-        if argument > 23:
+        if argument == _ONE_BYTE and data[at] > 23:  # most strings: not worth a call
+            argument = data[at]
+            at += 1
+        elif argument > 23:
             argument, at = self.argument(at, argument)
         if major <= _NEGATIVE:
             return at
-        if major == _BYTES:
-            return self.past(at, argument, "a byte string")
-        if major == _TEXT:
-            return self.text(at, argument)
+        if major <= _TEXT:
+            after = at + argument
+            if after > self.end:
+                raise self.fail(at, "a string is longer than the input", expected=argument)
+            if major == _TEXT and not data[at:after].isascii():
+                self.text(at, after)
+            return after
         if major == _MAP:
             return self.map(at, argument, depth + 1)
         if major == _ARRAY:

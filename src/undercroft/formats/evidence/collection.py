@@ -14,6 +14,7 @@ Any other label is refused: the quote would not cover it, and nobody would look 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import msgspec
@@ -74,13 +75,17 @@ _SELECT_SIZE = PCR_COUNT // 8
 """Bytes of a pcrSelect: bit n of byte n // 8 stands for PCR n (TPM 2.0 Part 2, 10.6.1)."""
 
 
+@functools.lru_cache(maxsize=64)  # the same few selections come again and again
+def _indices(select: bytes) -> tuple[int, ...]:
+    bits = int.from_bytes(select, "little")
+    return tuple(index for index in range(PCR_COUNT) if bits >> index & 1)
+
+
 def _bank(name: str, select: bytes, values: bytes) -> PcrBank:
     algorithm = HashAlgorithm.from_name(name)
     if algorithm is None:
         raise FormatError(QUOTE_FORMAT, 0, "unknown hash algorithm", got=repr(name[:40]))
-    bits = int.from_bytes(select, "little")
-    indices = [index for index in range(PCR_COUNT) if bits >> index & 1]
-    size = algorithm.size
+    indices, size = _indices(select), algorithm.size
     if len(select) != _SELECT_SIZE or len(values) != len(indices) * size:
         raise FormatError(
             QUOTE_FORMAT,
