@@ -35,8 +35,10 @@ FORMAT = "undercroft secure kernel manifest 1"
 PACKAGES = ("base", "formats", "reference", "securekernel")
 """The packages of undercroft that a secure kernel process may import (see .importlinter)."""
 
-DISTRIBUTIONS = ("capstone", "cbor2", "lz4", "msgspec", "numpy", "zstandard")
-"""The distributions that those packages may import."""
+DISTRIBUTIONS = (
+    "capstone", "cbor2", "lz4", "msgspec", "numpy", "typing_extensions", "zstandard",
+)  # fmt: skip
+"""The distributions that those packages may import; one that is absent is measured as such."""
 
 _NOT_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "__pycache__"})
 
@@ -82,11 +84,11 @@ def mapped_libraries(maps: str) -> set[Path]:
     return paths
 
 
-def _distribution(name: str) -> tuple[str, Path, list[Path]]:
+def _distribution(name: str) -> tuple[str, Path, list[Path]] | None:
     try:
         distribution = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError as fault:
-        raise EnvironmentFault("is not installed", where=name) from fault
+    except importlib.metadata.PackageNotFoundError:
+        return None
     root = Path(str(distribution.locate_file(""))).resolve()
     files = [
         Path(str(entry.locate()))
@@ -101,10 +103,14 @@ def build() -> bytes:
     lines = []
     covered: set[Path] = set()
     for name in DISTRIBUTIONS:
-        version, root, files = _distribution(name)
+        found = _distribution(name)
+        if found is None:
+            lines.append(f"distribution {name} absent")
+            continue
+        version, root, files = found
         covered.update(file.resolve() for file in files)
         lines.append(f"distribution {name} {version} sha256:{tree_digest(root, files)}")
-        importlib.import_module(name)  # so that the libraries that it needs are mapped
+        importlib.import_module(name)  # so that the libraries it needs are mapped
     interpreter = Path(sys.executable).resolve()
     version = ".".join(map(str, sys.version_info[:3]))
     lines.append(f"interpreter {version} sha256:{file_digest(interpreter)}")

@@ -142,11 +142,11 @@ class Rig:
             self.multiplexer, listen(self.qemu_path), listen(self.kernel_path)
         )
         self.interposer.start()
-        self._qemus: list[FakeQemu] = []
+        self.qemus: list[FakeQemu] = []
 
     def qemu(self, *, started: bool = True) -> FakeQemu:
         qemu = FakeQemu(self.qemu_path)
-        self._qemus.append(qemu)
+        self.qemus.append(qemu)
         if started:
             assert qemu.pass_data_fd() == bytes(4)
             self.start(qemu)
@@ -159,7 +159,7 @@ class Rig:
         self.swtpm.commands.clear()
 
     def close(self) -> None:
-        for qemu in self._qemus:
+        for qemu in self.qemus:
             qemu.close()
         self.interposer.stop()
         self.upstream.close()
