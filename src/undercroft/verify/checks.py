@@ -30,7 +30,6 @@ class Weakness(enum.Enum):
 
     SHA1_SIGNATURE = "sha1-signature"
     SHA1_PCR_BANK = "sha1-pcr-bank"
-    SHA1_CERTIFICATE = "sha1-certificate"
     TPM12 = "tpm-1.2"
 
 

@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtensionOID
 from undercroft.formats.tpm import Public
 from undercroft.formats.tpm.certificate import TpmCertificate
 from undercroft.verify.ak_key import UnusableKeyError, load_public_key
-from undercroft.verify.checks import Check, Weakness
+from undercroft.verify.checks import Check
 from undercroft.verify.checks_crl import Revocation, verify_not_revoked
 from undercroft.verify.checks_x509 import PathChecks, extension, issuer_addresses, verify_path
 
@@ -27,7 +27,6 @@ TPM_MANUFACTURER = x509.ObjectIdentifier("2.23.133.2.1")
 TPM_MODEL = x509.ObjectIdentifier("2.23.133.2.2")
 TPM_VERSION = x509.ObjectIdentifier("2.23.133.2.3")
 _ANY_EXTENDED_USAGE = x509.ObjectIdentifier("2.5.29.37.0")
-_WEAK_HASHES = ("md5", "sha1")
 
 QUIRKS = {
     "no-extended-key-usage": "the certificate has no extended key usage, so RFC 5280 restricts"
@@ -139,13 +138,6 @@ class VerifiedCertificate:
     revocation: Revocation
     quirks: tuple[str, ...]
     issuer_addresses: tuple[str, ...]
-
-    @property
-    def weaknesses(self) -> tuple[Weakness, ...]:
-        """SHA1_CERTIFICATE if a signature of the path, other than the root's, is over SHA-1."""
-        signed = (member.certificate.signature_hash_algorithm for member in self.path[:-1])
-        weak = any(hash_alg is not None and hash_alg.name in _WEAK_HASHES for hash_alg in signed)
-        return (Weakness.SHA1_CERTIFICATE,) if weak else ()
 
 
 def verify_key_certificate(

@@ -135,7 +135,15 @@ class _Search:
                     yield candidate, trusted
 
 
+def _weakly_signed(certificate: x509.Certificate) -> bool:
+    """Say whether the signature is over a hash whose collisions make certificates forgeable."""
+    hash_alg = certificate.signature_hash_algorithm
+    return hash_alg is not None and hash_alg.name in ("md5", "sha1")
+
+
 def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    if _weakly_signed(certificate):
+        return False
     try:
         certificate.verify_directly_issued_by(issuer)
     except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
@@ -182,6 +190,14 @@ def _no_path(
         if issuer is None or issuer.der == last.der:
             break
         last = issuer
+    if _weakly_signed(last.certificate):
+        return checks.chain.failed(
+            f"{last.subject or 'the certificate'} is signed over MD5 or SHA-1, which anyone with"
+            " a collision can forge",
+            expected="SHA-256 or better",
+            got=last.certificate.signature_algorithm_oid.dotted_string,
+            remedy="ask the vendor for a new certificate, or pin the key's Name",
+        )
     where = issuer_addresses(last.certificate)
     return checks.chain.failed(
         "no path leads from the certificate to a given root",

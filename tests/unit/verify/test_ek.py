@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -37,6 +40,7 @@ from undercroft.verify.ek import (
     verify_pinned_ek,
 )
 
+VECTORS = Path(__file__).parents[2] / "vectors" / "tpm"
 VENDOR = SimulatedTpmVendor()
 EK = SimulatedEk("L-2")
 Extensions = list[tuple[x509.ExtensionType, bool]]
@@ -60,7 +64,6 @@ def test_the_profiles_templates_are_recognised_and_certified(template: str) -> N
     certificate = verified(VENDOR.ek_certificate(ek.private.public_key()), ek)
     assert certificate.identity == TpmIdentity("id:55434654", "simulated", "id:00010000")
     assert certificate.quirks == ()
-    assert certificate.weaknesses == ()
     assert certificate.issuer_addresses == (AIA,)
     assert certificate.revocation.unknown == (
         ("", (CRL_ADDRESS,)),
@@ -232,3 +235,17 @@ def test_a_certificate_for_a_key_that_cannot_be_loaded_is_refused() -> None:
             now=NOW,
         )
     assert caught.value.check == "ek.certified-key"
+
+
+def test_a_signature_over_sha1_is_refused_and_said_to_be_why() -> None:
+    case = json.loads((VECTORS / "certificates" / "signed-over-sha1.json").read_text())
+    with pytest.raises(VerificationError, match="SHA-1") as caught:
+        verify_ek_certificate(
+            EK.ek,
+            parse_certificate(bytes.fromhex(case["leaf"])),
+            intermediates=[],
+            roots=[parse_certificate(case["root"].encode())],
+            crls=[],
+            now=datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC),
+        )
+    assert caught.value.check == "ek.chain"
