@@ -20,6 +20,7 @@ from undercroft.securekernel.guest import GuestGone
 from undercroft.securekernel.hypervisor import devstate, monitor
 from undercroft.securekernel.hypervisor.qmp import QmpClient, QmpError
 from undercroft.securekernel.hypervisor.ram import GuestRam, ProcessBlock, SharedBlock
+from undercroft.securekernel.traps.writetrap import HostRange
 from undercroft.securekernel.vcpu import VcpuState
 
 MAX_DEVICE_STATE = 256 << 20
@@ -93,6 +94,14 @@ class QemuGuest:
                 saved = _save_device_state(session, descriptor)
             data = os.pread(descriptor, MAX_DEVICE_STATE, 0) if saved else b""
         return merge_registers(printed, data)
+
+    def host_ranges(self) -> tuple[HostRange, ...]:
+        """Return where QEMU's own address space has each range of guest RAM."""
+        with self._connected() as session:
+            return tuple(
+                HostRange(entry.paddr, entry.size, _host_address(session, entry.paddr))
+                for entry in self.memory.ranges
+            )
 
     def check_alive(self) -> None:
         """Return if QEMU still runs, raise GuestGone if it ended."""

@@ -1,0 +1,77 @@
+"""Put a guard over a located kernel: what to protect, and how to judge writes to its text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from undercroft.base import EnvironmentFault
+from undercroft.formats.evidence.interval import Change, Uncovered
+from undercroft.reference.kernel.canvas import Canvas
+from undercroft.securekernel.linux.text import KernelTextProof
+from undercroft.securekernel.traps.answer import TextJudge
+from undercroft.securekernel.traps.channels import uncovered_channels
+from undercroft.securekernel.traps.explain import Explainer
+from undercroft.securekernel.traps.guard import Guard, Mode
+from undercroft.securekernel.traps.regions import Region, kernel_regions
+from undercroft.securekernel.traps.sites import TextSites
+from undercroft.securekernel.traps.writetrap import HostRange
+
+
+def guard_kernel(
+    proof: KernelTextProof,
+    pid: int,
+    ranges: Sequence[HostRange],
+    *,
+    mode: Mode = Mode.OBSERVE,
+    more: Sequence[Region] = (),
+    log: Path | None = None,
+    snapshot: Path | None = None,
+    on_change: Callable[[Change], None] = lambda _change: None,
+) -> Guard:
+    """Protect the kernel that ``proof`` located, and the regions of ``more``.
+
+    The proof has to look at the text after this, not only before: from now on every change is
+    seen, so what is equal at any later moment has been explained all the time since.
+
+    Raises EnvironmentFault if the kernel is not located or the hypervisor cannot be attached to.
+    """
+    kernel, replay = proof.kernel, proof.replay
+    if kernel is None or replay is None:
+        raise EnvironmentFault(
+            "there is no kernel to protect yet",
+            got=proof.located.summary,
+            remedy="wait until the guest has booted the kernel that it is meant to run",
+        )
+    regions = (*kernel_regions(proof.memory, proof.image, kernel), *more)
+    live = Canvas(0, bytearray(proof.image.text_size))
+    judge = TextJudge(kernel.base, TextSites(replay), Explainer(replay, proof.memory, kernel, live))
+    guard = Guard(
+        pid,
+        proof.memory,
+        ranges,
+        regions,
+        mode=mode,
+        text=judge,
+        log=log,
+        snapshot=snapshot,
+        on_change=on_change,
+    )
+    try:
+        guard.set_uncovered(find_uncovered(pid, ranges))
+    except BaseException:
+        guard.close()
+        raise
+    return guard
+
+
+def find_uncovered(pid: int, ranges: Sequence[HostRange]) -> list[Uncovered]:
+    """Return every way around the traps that /proc shows, each once."""
+    found = {
+        (channel.kind, channel.pid, channel.detail): Uncovered(
+            channel.kind, channel.pid, channel.detail
+        )
+        for entry in ranges
+        for channel in uncovered_channels(pid, entry.host)
+    }
+    return list(found.values())

@@ -1,0 +1,118 @@
+"""Does the replay explain what stands in patched text now?  The strict half of a trap's answer.
+
+It keeps its own copy of the replay and of the live text, so that nothing else in the process has
+to be locked out, and it looks at single pages, so that an answer takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from undercroft.base import MemoryFault
+from undercroft.reference.kernel import kprobes
+from undercroft.reference.kernel.canvas import Canvas
+from undercroft.reference.kernel.guest import GuestStructs, GuestValues
+from undercroft.reference.kernel.nops import INT3
+from undercroft.reference.kernel.replay import Replay
+from undercroft.securekernel.arch.x86_64.paging import AddressSpace
+from undercroft.securekernel.linux.locate import LocatedKernel
+from undercroft.securekernel.memory import PhysicalMemory
+from undercroft.securekernel.traps.regions import PAGE
+
+_MAX_BATCH = 4096
+_SITE = 15
+"""No site is longer, so a site that touches a page begins at most this far before it."""
+
+
+class Explainer:
+    """The expected text of one running kernel, repainted page by page.
+
+    ``live`` is the text as the traps know it (position 0 on); the guard keeps it up to date.
+    """
+
+    def __init__(
+        self, replay: Replay, memory: PhysicalMemory, kernel: LocatedKernel, live: Canvas
+    ) -> None:
+        canvas = Canvas(0, bytearray(replay.canvas.data), list(replay.canvas.layers))
+        self._replay = replace(replay, canvas=canvas)
+        self._values = GuestValues(AddressSpace(memory, kernel.cr3, kernel.la57).read, kernel.base)
+        self.live = live
+
+    def follow(self, positions: list[int]) -> bool:
+        """Repaint the pages that hold ``positions``; False if the guest's state is not readable."""
+        at = np.array(positions, dtype=np.int64)
+        pages = np.unique(np.concatenate(((at - _SITE) // PAGE, at // PAGE, (at + _SITE) // PAGE)))
+        try:
+            self._replay.follow(self._values, self.live, self._replay.run_time.within(pages))
+        except MemoryFault:
+            return False
+        return True
+
+    def explains(self, position: int, size: int, *, at_rest: bool) -> bool:
+        """Tell whether the live bytes at a position are the expected ones.
+
+        With ``at_rest`` the INT3 of a patch in progress, which the replay takes for what it is,
+        is not yet an explanation.
+        """
+        found = self.live.get(position, size)
+        if at_rest and found[0] == INT3[0]:
+            return False
+        return found == self._replay.canvas.get(position, size)
+
+    def probes(self) -> list[int]:
+        """Return the positions that the guest's table of kprobes lists now."""
+        image = self._replay.image
+        try:
+            found = kprobes.read_probes(image, GuestStructs(self._values, image.btf))
+        except MemoryFault:
+            return []
+        return [probe.site for probe in found]
+
+    def patching(self) -> bool:
+        """Tell whether the guest says that it is in the middle of a patch (text_poke_bp)."""
+        return bool(self.announced())
+
+    def announced(self) -> dict[int, bytes] | None:
+        """Return the batch of patches that the guest says is under way: position -> new bytes.
+
+        text_poke_bp_batch() publishes its vector before it writes the first INT3
+        (arch/x86/kernel/alternative.c: bp_desc, struct text_poke_loc), so that a CPU that runs
+        into an INT3 knows what to do.  Empty if none is; None if this kernel has no such
+        variable.  The guest's word, which a thorough attacker can forge: what lands is checked
+        all the same.
+        """
+        image = self._replay.image
+        descriptor = image.find("bp_desc")
+        types = image.btf
+        if descriptor is None or "bp_patching_desc" not in types or "text_poke_loc" not in types:
+            return None
+        structs = GuestStructs(self._values, types)
+        address = self._values.address(descriptor)
+        try:
+            if structs.u32(address, "bp_patching_desc", "refs") == 0:
+                return {}
+            vector = structs.u64(address, "bp_patching_desc", "vec")
+            count = structs.u32(address, "bp_patching_desc", "nr_entries")
+            size = types.size_of("text_poke_loc")
+            if count > _MAX_BATCH:
+                return {}
+            raw = self._values.read(self._values.position(vector), size * count)
+        except MemoryFault:
+            return {}
+        text, length = (types.offset_of("text_poke_loc", name) for name in ("text", "len"))
+        start = image.offset("_stext")
+        where = types.offset_of("text_poke_loc", "rel_addr")
+        return {
+            start + int.from_bytes(raw[at + where : at + where + 4], "little", signed=True): raw[
+                at + text : at + text + min(raw[at + length], size - text)
+            ]
+            for at in range(0, len(raw), size)
+        }
+
+    def symbol(self, position: int) -> str:
+        """Return ``function+0x12`` for a position."""
+        image = self._replay.image
+        name, distance = image.symbols.locate(image.link_base + position)
+        return f"{name}+{distance:#x}"

@@ -1,0 +1,387 @@
+"""The guard: protects a running kernel's constant memory and answers every write to it.
+
+One thread does nothing but answer (``answer``).  It never talks to the monitor, for a vCPU that
+waits for our answer cannot answer the monitor.  Everything else that has to happen in order with
+the answers (ending an epoch) is done by that thread when asked.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import queue
+import select
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from undercroft.base import EnvironmentFault, UndercroftError
+from undercroft.formats.evidence.interval import (
+    BlindWindow,
+    Change,
+    CoveredRange,
+    Epoch,
+    Uncovered,
+)
+from undercroft.securekernel.guest import GuestGone
+from undercroft.securekernel.memory import PhysicalMemory
+from undercroft.securekernel.traps import freeze
+from undercroft.securekernel.traps.answer import Answerer, TextJudge
+from undercroft.securekernel.traps.journal import Clock, Journal
+from undercroft.securekernel.traps.pages import Pages
+from undercroft.securekernel.traps.regions import Region
+from undercroft.securekernel.traps.snapshot import save_ram
+from undercroft.securekernel.traps.writetrap import HostRange, WriteTraps
+
+_T = TypeVar("_T")
+EPOCH_S = 60.0
+"""An epoch ends by itself after so long."""
+_IDLE_S, _BUSY_S = 0.25, 0.002
+_SETTLE_EVERY_S = 0.25
+_ASK_TIMEOUT_S = 30.0
+CHANNEL = "write-trap:userfaultfd"
+
+
+class Mode(enum.Enum):
+    """What is done about a violation.
+
+    OBSERVE: it lands and is reported.  ENFORCE: the hypervisor is stopped before it lands, and
+    stays so.  KILL: it is ended.  SNAPSHOT: as ENFORCE, and guest RAM is saved.
+    """
+
+    OBSERVE = "observe"
+    ENFORCE = "enforce"
+    KILL = "kill"
+    SNAPSHOT = "snapshot"
+
+
+@dataclass(frozen=True, slots=True)
+class GuardStatus:
+    """What a guard can say now.  ``since`` is in ns since the epoch, by the session's clock.
+
+    ``ended`` says why nothing is covered any more (empty while it is); ``fault`` what is wrong
+    although it is covered; ``answer_us`` how long lawful writes waited for their answer.
+    """
+
+    mode: Mode
+    session: bytes
+    since: int
+    writes: int
+    lawful: int
+    violations: int
+    pending: int
+    frozen: bool
+    ended: str
+    fault: str
+    answer_us: tuple[float, ...]
+
+
+class Guard:
+    """Protects ``regions`` of the guest that process ``pid`` runs, from construction to close().
+
+    ``memory`` reads the guest's RAM; ``ranges`` say where the hypervisor maps it; ``text`` is
+    needed if a region is patched.  ``log`` gets the epochs as they end; ``snapshot`` is the file
+    that the mode of that name writes.  ``on_change`` is called by the answering thread for every
+    change and must return at once.
+
+    Raises EnvironmentFault if the hypervisor cannot be attached to, GuestGone if it ended.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        memory: PhysicalMemory,
+        ranges: Sequence[HostRange],
+        regions: Sequence[Region],
+        *,
+        mode: Mode = Mode.OBSERVE,
+        text: TextJudge | None = None,
+        log: Path | None = None,
+        snapshot: Path | None = None,
+        on_change: Callable[[Change], None] = lambda _change: None,
+    ) -> None:
+        if mode is Mode.SNAPSHOT and snapshot is None:
+            raise ValueError("the mode snapshot needs a file")
+        self.pid = pid
+        self.mode = mode
+        self._memory = memory
+        self._ranges = tuple(ranges)
+        self._snapshot = snapshot
+        self._uncovered: tuple[Uncovered, ...] = ()
+        self._ended = ""
+        self._faults: list[str] = []
+        self._frozen = False
+        self._stopping = False
+        self._settled = 0.0
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._pages = Pages(regions)
+        self._pidfd = _open_pidfd(pid)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._traps = WriteTraps(pid, ranges)
+        except BaseException:
+            os.close(self._pidfd)
+            os.close(self._wake)
+            raise
+        try:
+            for paddr, size in self._pages.runs():
+                self._traps.protect(paddr, size)
+            # Everything is protected: what stands there now stays, unless we let a write through.
+            self.journal = Journal(mode.value, Clock(), log)
+            self._pages.load(memory)
+            if text is not None:
+                _load_text(text, self._pages)
+        except BaseException:
+            self._let_go()
+            raise
+        self._answerer = Answerer(
+            self._traps, memory, self._pages, self.journal, text, self._refuse, on_change, pid
+        )
+        self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
+        self._thread.start()
+
+    # --- for other threads -------------------------------------------------------------------
+
+    def status(self) -> GuardStatus:
+        """Return where things stand."""
+        journal, answerer = self.journal, self._answerer
+        fault = "; ".join([*self._faults, *([str(journal.fault)] if journal.fault else [])])
+        return GuardStatus(
+            mode=self.mode,
+            session=journal.session,
+            since=journal.began,
+            writes=journal.writes,
+            lawful=journal.lawful,
+            violations=journal.violations,
+            pending=len(answerer.pending),
+            frozen=self._frozen,
+            ended=self._ended,
+            fault=fault,
+            answer_us=tuple(answerer.answer_us),
+        )
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """What is protected."""
+        return self._pages.regions
+
+    def close_epoch(self, cause: str = "asked") -> Epoch:
+        """End the open epoch now and return it; the next one has begun.
+
+        Raises EnvironmentFault if the guard no longer answers.
+        """
+        return self._ask(lambda: self._close_epoch(cause))
+
+    def chain(self) -> tuple[bytes, ...]:
+        """Return the encoded epochs that have ended."""
+        return tuple(self.journal.chain)
+
+    def set_uncovered(self, channels: Iterable[Uncovered]) -> None:
+        """Say which channels a look at the host found; they stand in every epoch from now on."""
+        found = tuple(channels)
+        self._ask(lambda: self._set_uncovered(found))
+
+    def note_blind(self, t0: int, t1: int, region: str, reason: str) -> None:
+        """Add a blind window that somebody else knows of (a pause, a migration)."""
+        self._ask(lambda: self.journal.blind.append(BlindWindow(t0, t1, region, reason)))
+
+    def note_samples(self, times: Sequence[int]) -> None:
+        """Record when registers were sampled, in ns of the session's clock."""
+        self._ask(lambda: self.journal.sample_times.extend(times))
+
+    def note_violation(self, what: str, reason: str) -> None:
+        """Record a violation that was found otherwise: a register that changed."""
+        change = Change(
+            time=self.journal.clock.now(), range=what, paddr=0, vaddr=0, symbol="", rule="",
+            before=b"", after=b"", thread="", writes=0, open_ns=0,
+            lawful=False, landed=True, reason=reason,
+        )  # fmt: skip
+
+        def note() -> None:
+            self._refuse()
+            self.journal.add(change)
+            self._answerer.on_change(change)
+
+        self._ask(note)
+
+    def close(self) -> None:
+        """Lift every protection, let go of the hypervisor and end the last epoch.
+
+        A hypervisor that was frozen stays frozen.
+        """
+        if self._thread.is_alive():
+            self._stopping = True
+            os.eventfd_write(self._wake, 1)
+        self._thread.join()
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _ask(self, command: Callable[[], _T]) -> _T:
+        """Have the answering thread run ``command`` between two answers; return its result."""
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(command())
+            except UndercroftError as error:
+                future.set_exception(error)
+
+        if not self._thread.is_alive():
+            raise EnvironmentFault(f"the guard has ended: {self._ended or 'closed'}")
+        self._commands.put(run)
+        os.eventfd_write(self._wake, 1)
+        try:
+            return future.result(_ASK_TIMEOUT_S)
+        except TimeoutError:
+            raise EnvironmentFault(f"the guard has ended: {self._ended or 'closed'}") from None
+
+    # --- the answering thread ----------------------------------------------------------------
+
+    def _run(self) -> None:
+        poll = select.poll()
+        for descriptor in (self._traps.fileno(), self._wake, self._pidfd):
+            poll.register(descriptor, select.POLLIN)
+        try:
+            while not self._stopping:
+                self._turn(poll)
+            self._answerer.close_storms()
+            self._close_epoch("closed")
+            self._ended = "closed"
+        except GuestGone as error:
+            self._end(f"the guest ended: {error}")
+        except UndercroftError as error:
+            self._end(str(error))
+        finally:
+            if not self._ended:  # a bug of ours
+                self._ended = "the guard broke"
+            if self._ended != "closed" and not self._gone():
+                # Where violations are refused, a guest must not go on unseen.
+                self._refuse_quietly()
+            self._let_go()
+
+    def _turn(self, poll: select.poll) -> None:
+        answerer = self._answerer
+        busy = bool(answerer.pending) or answerer.is_cooling()
+        ready = dict(poll.poll((_BUSY_S if busy else _IDLE_S) * 1000))
+        if self._pidfd in ready:
+            raise GuestGone("the hypervisor process ended", where=f"process {self.pid}")
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
+        if self._traps.fileno() in ready:
+            self._answer_all(poll)
+        elif answerer.pending and not self._frozen:
+            answerer.settle()
+        self._keep_house()
+
+    def _answer_all(self, poll: select.poll) -> None:
+        """Answer the writes that wait, until one of them is refused: what waits then, waits."""
+        for write in self._traps.wait(0):
+            self._answerer.answer(write)
+            if self._frozen:
+                poll.unregister(self._traps.fileno())
+                return
+
+    def _keep_house(self) -> None:
+        """Do what is due whether or not writes wait."""
+        answerer, journal = self._answerer, self.journal
+        now = time.monotonic()
+        if answerer.pending and not self._frozen and now - self._settled > _SETTLE_EVERY_S:
+            self._settled = now
+            answerer.settle()
+        if not self._frozen:
+            answerer.cool()
+        if journal.is_full or journal.clock.now() - journal.opened_at > EPOCH_S * 1e9:
+            self._close_epoch("full" if journal.is_full else "time")
+        while True:
+            try:
+                self._commands.get_nowait()()
+            except queue.Empty:
+                return
+
+    def _refuse(self) -> bool:
+        """Stop the hypervisor, as the mode says; False if it is to go on."""
+        if self.mode is Mode.OBSERVE:
+            return False
+        if self._frozen:
+            return True
+        self._frozen = True
+        if self.mode is Mode.KILL:
+            freeze.kill(self.pid, self._pidfd)
+            return True
+        try:
+            freeze.freeze(self.pid, self._pidfd)
+            if self.mode is Mode.SNAPSHOT and self._snapshot is not None:
+                save_ram(self._memory, self._ranges, self._snapshot)
+        except GuestGone:
+            raise
+        except EnvironmentFault as error:
+            self._faults.append(str(error))
+        return True
+
+    def _gone(self) -> bool:
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _refuse_quietly(self) -> None:
+        try:
+            self._refuse()
+        except UndercroftError as error:
+            self._faults.append(str(error))
+
+    def _set_uncovered(self, found: tuple[Uncovered, ...]) -> None:
+        self._uncovered = found
+
+    def _close_epoch(self, cause: str) -> Epoch:
+        answerer = self._answerer
+        if answerer.pending and not self._frozen and not self._ended:
+            answerer.settle()
+        ranges = tuple(
+            CoveredRange(
+                region.name,
+                tuple((e.vaddr, e.paddr, e.size) for e in region.extents),
+                self._pages.digest(region),
+                answerer.modified.get(region.name, 0),
+            )
+            for region in self._pages.regions
+        )
+        return self.journal.close(cause, ranges, (CHANNEL,), self._uncovered, len(answerer.pending))
+
+    def _end(self, why: str) -> None:
+        """Note that nothing is covered from now on, and end the chain with that."""
+        self._ended = why
+        now = self.journal.clock.now()
+        self.journal.blind.append(BlindWindow(now, now, "", why))
+        self._close_epoch("ended")
+
+    def _let_go(self) -> None:
+        self._traps.close()
+        os.close(self._wake)
+        os.close(self._pidfd)
+
+
+def _load_text(text: TextJudge, pages: Pages) -> None:
+    """Give the judge the live text as the pages have it."""
+    for region in pages.regions:
+        for extent in region.extents if region.patched else ():
+            for paddr in range(extent.paddr & -4096, extent.paddr + extent.size, 4096):
+                page = pages.get(paddr)
+                assert page is not None
+                for span in page.spans:
+                    if span.region is region:
+                        text.take(span.vaddr, page.content[span.start : span.stop])
+
+
+def _open_pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError as error:
+        raise GuestGone("the hypervisor process ended", where=f"process {pid}") from error
