@@ -38,6 +38,7 @@ from undercroft.testing.vtpm import HypervisorSide, SwtpmProcess, wait_for
 
 SELECTION = {HashAlgorithm.SHA256: tuple(range(24))}
 NONCE = bytes(32)
+ENCODED = commands.encode_selection(SELECTION)
 COMMANDS: dict[str, Command] = {
     "GetRandom": build(CommandCode.GET_RANDOM, parameters=b"\0\x10"),
     "PCR_Read": commands.pcr_read({HashAlgorithm.SHA256: range(8)}),
@@ -126,7 +127,7 @@ class _Alone:
                 commands.context_load(commands.parse_context_save(save, saved)),
                 commands.start_policy_session(),
                 commands.policy_locality(HandleOf(1), 1 << SECURE_KERNEL_LOCALITY),
-                commands.quote(HandleOf(0), Auth(HandleOf(1), last=True), NONCE, SELECTION),
+                commands.quote(HandleOf(0), Auth(HandleOf(1), last=True), NONCE, ENCODED),
             ],
         )
 
@@ -138,7 +139,7 @@ class _Alone:
         create = commands.create_primary(RH_PLATFORM, signing)
         response = self._upstream.execute(create.data, 0)
         handle = commands.parse_create_primary(create, response).handle
-        return commands.quote(handle, Auth(), NONCE, SELECTION)
+        return commands.quote(handle, Auth(), NONCE, ENCODED)
 
     def quote(self) -> None:
         """Make one quote."""

@@ -211,7 +211,7 @@ def test_the_guest_cannot_use_the_key_even_if_its_context_leaks(machine: Machine
     start = commands.start_policy_session()
     session = commands.parse_start_policy_session(start, machine.guest(start))
     assert machine.guest_rc(commands.policy_locality(session, 1 << 2)) == "TPM_RC_SUCCESS"
-    selection = {SHA256: [0]}
+    selection = commands.encode_selection({SHA256: [0]})
     refused = commands.quote(key, Auth(session), NONCE, selection)
     assert machine.guest_rc(refused) == "TPM_RC_LOCALITY"
     without = commands.quote(key, Auth(), NONCE, selection)

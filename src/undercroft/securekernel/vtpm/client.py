@@ -44,6 +44,9 @@ _AUTHORIZE = (
 )
 """Commands 1 and 2 of a quote: satisfy the attestation key's policy."""
 
+_ANY_QUOTE = commands.quote(0, Auth(), b"", b"")
+"""For parsing the response to a TPM2_Quote that the multiplexer has made."""
+
 NV_CHUNK = 1024
 """Bytes read by one TPM2_NV_Read: TPM_PT_NV_BUFFER_MAX of libtpms."""
 
@@ -239,41 +242,44 @@ class VtpmClient:
         of this connection's last quote.
         ``qualifying_data`` is at most 64 bytes.  Banks are quoted in the order given.
         """
+        if len(qualifying_data) > protocol.MAX_DATA:
+            raise ValueError(f"qualifyingData has at most {protocol.MAX_DATA} bytes")
         selected = tuple((bank, tuple(indices)) for bank, indices in selection.items())
-        pcrs = self._last_pcrs.get(selected)
-        if pcrs is not None:
-            done, attest, signature, _ = self._quote(key_type, qualifying_data, selected, ())
-            if quotes_these(attest, pcrs):
-                key = self._keys[key_type]
-                return Quote(attest, signature, key.public, pcrs, done.launch, done.log_size)
+        encoded = commands.encode_selection(dict(selected))
+        unchanged = self._quote_unchanged(key_type, qualifying_data, selected, encoded)
+        if unchanged is not None:
+            return unchanged
+        quote = commands.quote(HandleOf(0), Auth(HandleOf(1), last=True), qualifying_data, encoded)
         reads = PcrReads(dict(selected))
-        done, attest, signature, values = self._quote(
-            key_type, qualifying_data, selected, reads.commands
-        )
-        pcrs = self._last_pcrs[selected] = reads.parse(values)
-        key = self._keys[key_type]
-        return Quote(attest, signature, key.public, pcrs, done.launch, done.log_size)
+        done = self._with_ak(key_type, [*_AUTHORIZE, quote, *reads.commands])
+        pcrs = self._last_pcrs[selected] = reads.parse(done.responses[4:])
+        return self._quoted(key_type, quote, done, done.responses[3], pcrs)
 
-    def _quote(
+    def _quote_unchanged(
+        self, key_type: KeyType, qualifying_data: bytes, selected: Selected, encoded: bytes
+    ) -> Quote | None:
+        """Quote with the key that the launch made, if no PCR has changed since the last quote."""
+        pcrs, key = self._last_pcrs.get(selected), self._keys.get(key_type)
+        if pcrs is None or key is None or key.hierarchy != "platform":
+            return None
+        body = protocol.encode_quote(key_type, qualifying_data, encoded)
+        done = protocol.parse_done(self._ask(protocol.Kind.QUOTE, body))
+        if len(done.responses) != 1:
+            return None
+        quote = self._quoted(key_type, _ANY_QUOTE, done, done.responses[0], pcrs)
+        return quote if quotes_these(quote.attest, pcrs) else None
+
+    def _quoted(
         self,
         key_type: KeyType,
-        qualifying_data: bytes,
-        selected: Selected,
-        then: Sequence[Command],
-    ) -> tuple[Done, bytes, bytes, tuple[bytes, ...]]:
-        """Quote, and run ``then`` in the same slot; return attestation, signature, responses."""
-        auth = Auth(HandleOf(1), last=True)
-        quote = commands.quote(HandleOf(0), auth, qualifying_data, dict(selected))
-        done = self._with_ak(
-            key_type,
-            [
-                *_AUTHORIZE,
-                quote,
-                *then,
-            ],
-        )
-        attest, signature = commands.parse_quote(quote, done.responses[3])
-        return done, attest, signature, done.responses[4:]
+        command: Command,
+        done: Done,
+        response: bytes,
+        pcrs: tuple[PcrBank, ...],
+    ) -> Quote:
+        attest, signature = commands.parse_quote(command, response)
+        public = self._keys[key_type].public
+        return Quote(attest, signature, public, pcrs, done.launch, done.log_size)
 
     def _with_ak(self, key_type: KeyType, tail: Sequence[Command]) -> Done:
         """Run ``tail`` after the key is loaded, as command 0 of the batch.

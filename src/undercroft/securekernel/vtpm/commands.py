@@ -112,9 +112,9 @@ def parse_read_public(command: Command, response: bytes) -> tuple[bytes, bytes]:
     return public, name
 
 
-def quote(key: Handle, auth: Auth, qualifying_data: bytes, selection: PcrSelection) -> Command:
-    """TPM2_Quote with the key's own scheme."""
-    parameters = tpm2b(qualifying_data) + struct.pack(">H", ALG_NULL) + encode_selection(selection)
+def quote(key: Handle, auth: Auth, qualifying_data: bytes, selection: bytes) -> Command:
+    """TPM2_Quote with the key's own scheme; ``selection`` is TPML_PCR_SELECTION bytes."""
+    parameters = tpm2b(qualifying_data) + struct.pack(">H", ALG_NULL) + selection
     return build(CommandCode.QUOTE, handles=[key], auths=[auth], parameters=parameters)
 
 

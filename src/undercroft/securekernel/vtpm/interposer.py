@@ -165,6 +165,8 @@ class Interposer:
         match kind:
             case protocol.Kind.BATCH:
                 return protocol.encode_done(multiplexer.run_batch(protocol.parse_batch(body.data)))
+            case protocol.Kind.QUOTE:
+                return protocol.encode_done(multiplexer.quote(*protocol.parse_quote(body)))
             case protocol.Kind.STATUS:
                 body.finish()
                 return json.dumps(multiplexer.status()).encode()

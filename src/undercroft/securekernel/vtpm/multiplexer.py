@@ -18,10 +18,12 @@ from undercroft.securekernel.vtpm import commands, control, rc
 from undercroft.securekernel.vtpm.arbiter import Arbiter, Busy, Cancelled, Side
 from undercroft.securekernel.vtpm.batch import BatchRunner, StateLost
 from undercroft.securekernel.vtpm.control import Control, Request
+from undercroft.securekernel.vtpm.keys import KeyType
 from undercroft.securekernel.vtpm.launch import Launcher
 from undercroft.securekernel.vtpm.launchlog import LaunchConfig
 from undercroft.securekernel.vtpm.protocol import Batch, Done
 from undercroft.securekernel.vtpm.rc import VtpmUnavailable
+from undercroft.securekernel.vtpm.resident import Resident
 from undercroft.securekernel.vtpm.upstream import Upstream
 from undercroft.securekernel.vtpm.wire import (
     HEADER,
@@ -113,6 +115,7 @@ class Multiplexer:
         self.counters = Counters()
         self._runner = BatchRunner(upstream.execute)
         self.launcher = Launcher(upstream, self._runner, launch)
+        self._resident = Resident(upstream.execute)
         self._guest = _GuestState()
         self._settled = threading.Event()
         self._settled.set()
@@ -130,6 +133,7 @@ class Multiplexer:
             with self.arbiter.slot(Side.GUEST):
                 if self._guest.startup is Startup.OURS and command[0] == 0x80:
                     return error_response(self._before_startup(code, command))
+                self._resident.evict()
                 response = self.upstream.execute(command, 0)
                 return self._watch(code, command, response)
         except Cancelled:
@@ -210,6 +214,7 @@ class Multiplexer:
                 yield
                 if self._guest.orderly is not None:
                     # The guest has shut its TPM down; what we did since has ended that.
+                    self._resident.evict()
                     self.upstream.execute(self._guest.orderly, 0)
             except StateLost as fault:
                 self.note(str(fault))
@@ -222,7 +227,22 @@ class Multiplexer:
         """Run a batch in one slot.  Raises VtpmUnavailable, Busy, FormatError or StateLost."""
         with self._our_slot():
             self.counters.batches += 1
+            self._resident.evict()
             responses = tuple(self._runner.run(batch))
+            return Done(self.launcher.number, self.launcher.log_size, responses)
+
+    def quote(self, key_type: KeyType, qualifying_data: bytes, selection: bytes) -> Done:
+        """Quote with the launch's key; Done without a response if only a batch can do it.
+
+        Raises VtpmUnavailable or Busy.
+        """
+        with self._our_slot():
+            self.counters.batches += 1
+            key = self.launcher.keys.get(key_type)
+            response = (
+                self._resident.quote(key.context, qualifying_data, selection) if key else None
+            )
+            responses = () if response is None else (response,)
             return Done(self.launcher.number, self.launcher.log_size, responses)
 
     def record(self, name: str, data: bytes) -> None:
@@ -251,6 +271,7 @@ class Multiplexer:
             return
         with self._our_slot():
             self.launcher.config = config
+            self._resident.evict()
             self.launcher.perform("attach")
 
     def log(self, launch: int) -> bytes:
@@ -333,6 +354,7 @@ class Multiplexer:
 
     def _exclusively(self, request: bytes) -> bytes:
         with self.arbiter.slot(Side.GUEST):
+            self._resident.evict()
             return self.upstream.control(request)
 
     def _set_locality(self, locality: int) -> bytes:
@@ -362,6 +384,7 @@ class Multiplexer:
         """_TPM_Init: power on, or reset.  Here, too, a lost swtpm is looked for again."""
         with self.arbiter.slot(Side.GUEST):
             self._reconnect()
+            self._resident.forget()
             self.launcher.forget()
             reply = self.upstream.control(request.data)
             self.counters.inits += 1
@@ -408,6 +431,7 @@ class Multiplexer:
         """STOP, and SHUTDOWN too: swtpm would exit, and a hypervisor that comes back would find
         nothing."""
         with self.arbiter.slot(Side.GUEST):
+            self._resident.forget()
             reply = self.upstream.control(control.request(Control.STOP))
             self._guest.running = False
             self.launcher.forget()

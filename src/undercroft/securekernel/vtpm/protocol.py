@@ -13,6 +13,8 @@ kind   name    body
 4      RECORD  u16 size, name, u32 size, data: extend PCR 19 and the log; no answer
 5      LOG     u32 number of the launch; the answer is the log
 6      LAUNCH  u32 size, manifest, u8 count, for each u16 size, name, u32 size, data; no answer
+7      QUOTE   u8 key (0 ECC, 1 RSA), u16 size, qualifyingData, TPML_PCR_SELECTION; the answer is
+               that of a batch, with no response where a batch must be tried instead
 ====== ======= ==========================================================================
 
 Responses: 0 OK (a batch: u32 number of the launch, u32 size of its log, u8 count, for each u32 size
@@ -33,6 +35,7 @@ from dataclasses import dataclass
 
 from undercroft.base import FormatError
 from undercroft.formats.reader import BoundedReader
+from undercroft.securekernel.vtpm.keys import KeyType
 from undercroft.securekernel.vtpm.launchlog import MAX_MEASURED, LaunchConfig
 from undercroft.securekernel.vtpm.wire import HEADER, MAX_SIZE, Command
 
@@ -40,6 +43,9 @@ MAX_COMMANDS = 32
 MAX_MESSAGE = 1024 * 1024
 MAX_ANSWER = 64 * 1024 * 1024
 """Largest message to the multiplexer and largest answer (a log), in bytes."""
+MAX_DATA = 64
+"""Largest qualifyingData, in bytes: TPM2B_DATA holds a TPMT_HA at most."""
+MAX_SELECTION = 256
 _SIZE = struct.Struct(">I")
 _CHUNK = 1 << 18
 
@@ -53,6 +59,7 @@ class Kind(enum.IntEnum):
     RECORD = 4
     LOG = 5
     LAUNCH = 6
+    QUOTE = 7
 
 
 class Reply(enum.IntEnum):
@@ -188,6 +195,27 @@ def parse_launch(reader: BoundedReader) -> LaunchConfig:
     identities = tuple(parse_named(reader, MAX_MEASURED) for _ in range(count))
     reader.finish()
     return LaunchConfig(manifest, identities)
+
+
+KEY_NUMBERS = (KeyType.ECC, KeyType.RSA)
+
+
+def encode_quote(key_type: KeyType, qualifying_data: bytes, selection: bytes) -> bytes:
+    """Return the body of a QUOTE request."""
+    head = struct.pack(">BH", KEY_NUMBERS.index(key_type), len(qualifying_data))
+    return head + qualifying_data + selection
+
+
+def parse_quote(reader: BoundedReader) -> tuple[KeyType, bytes, bytes]:
+    """Parse the body of a QUOTE request.  Raises FormatError."""
+    number = reader.u8("key")
+    if number >= len(KEY_NUMBERS):
+        raise reader.fail("no such key", expected="0 or 1", got=number)
+    qualifying_data = reader.sized(2, "qualifyingData", limit=MAX_DATA)
+    selection = reader.rest()
+    if len(selection) > MAX_SELECTION:
+        raise reader.fail("the selection is too large", expected=MAX_SELECTION)
+    return KEY_NUMBERS[number], qualifying_data, selection
 
 
 def send(peer: socket.socket, kind: int, body: bytes) -> None:

@@ -306,9 +306,14 @@ def test_pcrs_are_read_again_only_if_the_quote_says_that_they_changed(launched: 
         first = client.quote(b"n", {SHA256: [0]})
         assert client.quote(b"n", {SHA256: [0]}).pcrs == first.pcrs
         assert calls == ["quote", "read", "quote"]
+        last = codes(launched)[-2:]
+        assert last == [(2, "POLICY_LOCALITY"), (2, "QUOTE")]  # the key stays loaded
+        assert client.quote(b"n", {SHA256: [0]}).pcrs == first.pcrs
+        assert codes(launched)[-2:] == last
+        calls.clear()
         quoting(launched, bytes([1]) * 32, calls)
         assert client.quote(b"n", {SHA256: [0]}).pcrs[0].values[0] == bytes([1]) * 32
-        assert calls[3:] == ["quote", "quote", "read"]
+        assert calls == ["quote", "quote", "read"]
     assert first.signature == b"signature"
     assert first.ak_public == b"public"
 
@@ -325,8 +330,92 @@ def test_a_key_that_went_with_a_reset_is_asked_for_again(launched: Rig) -> None:
         )
         assert client.quote(b"n", {SHA256: [0]}).attest
         launched.swtpm.start_answers = {CommandCode.CONTEXT_LOAD: error_response(0x1DF)}
+        launched.multiplexer._resident.forget()
         with pytest.raises(TpmError, match="TPM2_CONTEXT_LOAD"):
             client.quote(b"n", {SHA256: [0]})
+
+
+def loaded(rig: Rig, client: VtpmClient) -> None:
+    """Quote twice, so that key and session are loaded, and forget what went by."""
+    for _ in range(2):
+        client.quote(b"n", {SHA256: [0]})
+    assert rig.multiplexer._resident._loaded is not None
+    rig.swtpm.commands.clear()
+
+
+def test_the_guest_never_sees_what_stays_loaded(launched: Rig) -> None:
+    quoting(launched, bytes(32), [])
+    (qemu,) = launched.qemus
+    qemu.command(STARTUP)
+    random = build(CommandCode.GET_RANDOM).data
+    flushes = [(0, "FLUSH_CONTEXT")] * 2
+    with VtpmClient(launched.kernel_path) as client:
+        loaded(launched, client)
+        qemu.command(random)
+        assert codes(launched) == [*flushes, (0, "GET_RANDOM")]
+        loaded(launched, client)
+        qemu.ask(Control.STORE_VOLATILE)
+        assert codes(launched) == flushes
+        loaded(launched, client)
+        client.run([build(CommandCode.GET_RANDOM)])
+        assert codes(launched) == [*flushes, (0, "GET_RANDOM")]
+        loaded(launched, client)
+        client.launch(CONFIG)
+        assert codes(launched)[:2] == flushes
+        loaded(launched, client)
+        qemu.ask(Control.INIT, bytes(4))
+        assert "FLUSH_CONTEXT" not in [name for _, name in codes(launched)[:1]]
+        assert launched.multiplexer._resident._loaded is None
+
+
+def test_a_guest_that_has_shut_down_finds_nothing_of_ours_in_its_saved_state(
+    launched: Rig,
+) -> None:
+    quoting(launched, bytes(32), [])
+    (qemu,) = launched.qemus
+    qemu.command(STARTUP)
+    qemu.command(build(CommandCode.SHUTDOWN, parameters=b"\0\1").data)
+    with VtpmClient(launched.kernel_path) as client:
+        client.quote(b"n", {SHA256: [0]})
+        client.quote(b"n", {SHA256: [0]})
+    assert [name for _, name in codes(launched)[-3:]] == ["FLUSH_CONTEXT"] * 2 + ["SHUTDOWN"]
+
+
+@pytest.mark.parametrize(
+    "refused", [CommandCode.CONTEXT_LOAD, CommandCode.START_AUTH_SESSION, CommandCode.QUOTE]
+)
+def test_what_the_short_way_cannot_do_is_left_to_a_batch(
+    launched: Rig, refused: CommandCode
+) -> None:
+    quoting(launched, bytes(32), [])
+    multiplexer = launched.multiplexer
+    selection = commands.encode_selection({SHA256: [0]})
+    assert len(multiplexer.quote(KeyType.ECC, b"n", selection).responses) == 1
+    multiplexer._resident.evict()
+    launched.swtpm.start_answers[refused] = error_response(0x902)
+    launched.swtpm.commands.clear()
+    assert multiplexer.quote(KeyType.ECC, b"n", selection).responses == ()
+    made = [name for _, name in codes(launched)]
+    started = [CommandCode.CONTEXT_LOAD.name, CommandCode.START_AUTH_SESSION.name]
+    succeeded = [name for name in made if name in started and name != refused.name]
+    assert made.count("FLUSH_CONTEXT") == len(succeeded)
+    multiplexer.launcher.keys.clear()
+    assert multiplexer.quote(KeyType.ECC, b"n", selection).responses == ()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\2\0\0", b"\0\0\x41" + bytes(65), b"\0\0\0" + bytes(257)],
+    ids=["empty", "no such key", "too much data", "selection too large"],
+)
+def test_malformed_quote_requests_are_refused(body: bytes) -> None:
+    with pytest.raises(FormatError):
+        protocol.parse_quote(BoundedReader(body, "quote", order="big"))
+
+
+def test_qualifying_data_beyond_64_bytes_is_the_callers_mistake(launched: Rig) -> None:
+    with VtpmClient(launched.kernel_path) as client, pytest.raises(ValueError, match="64"):
+        client.quote(bytes(65), {SHA256: [0]})
 
 
 @pytest.mark.parametrize(
