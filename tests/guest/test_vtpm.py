@@ -137,7 +137,10 @@ def machine(new_machine: NewMachine) -> Machine:
 def launched(new_machine: NewMachine, tmp_path: Path) -> Machine:
     (tmp_path / "manifest").write_bytes(MANIFEST)
     (tmp_path / "vm").write_bytes(VM)
-    machine = new_machine("--manifest", f"{tmp_path}/manifest", "--identity", f"vm={tmp_path}/vm")
+    machine = new_machine(
+        "--manifest", f"{tmp_path}/manifest", "--identity", f"vm={tmp_path}/vm",
+        "--keys", f"{tmp_path}/m0/keys",
+    )  # fmt: skip
     machine.power_on()
     return machine
 
@@ -482,6 +485,7 @@ def test_suspend_to_ram_brings_the_guests_state_back(launched: Machine) -> None:
 def test_state_blobs_carry_a_guest_to_another_machine(
     launched: Machine, new_machine: NewMachine
 ) -> None:
+    launched.ok("tpm2_changeauth -c p firmware")
     launched.ok("tpm2_pcrextend 10:sha256=" + "ab" * 32)
     launched.ok("tpm2_createprimary -c primary.ctx -G ecc")
     launched.ok("tpm2_createprimary -c /dev/null -G ecc")  # leaves an object in TPM memory
@@ -491,7 +495,7 @@ def test_state_blobs_carry_a_guest_to_another_machine(
     for kind in (1, 2, 3):
         request = (1).to_bytes(4, "big") + kind.to_bytes(4, "big") + bytes(4)
         blobs.append(launched.hypervisor.ask(Control.GET_STATEBLOB, request)[12:])
-    other = new_machine()
+    other = new_machine("--keys", str(launched.folder / "keys"))
     other.hypervisor.ask(Control.STOP)
     for kind, blob in zip((1, 2, 3), blobs, strict=True):
         header = bytes(4) + kind.to_bytes(4, "big") + len(blob).to_bytes(4, "big")

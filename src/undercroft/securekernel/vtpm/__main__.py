@@ -12,6 +12,7 @@ from pathlib import Path
 from undercroft.base import EnvironmentFault
 from undercroft.securekernel.vtpm import control
 from undercroft.securekernel.vtpm.interposer import Interposer, listen
+from undercroft.securekernel.vtpm.keyfile import KeyFile
 from undercroft.securekernel.vtpm.launchlog import MAX_MEASURED, LaunchConfig
 from undercroft.securekernel.vtpm.multiplexer import Multiplexer
 from undercroft.securekernel.vtpm.rc import VtpmUnavailable
@@ -44,6 +45,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         metavar="NAME=FILE",
         help="launch: measure this file into PCR 18 (may be given several times)",
+    )
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        help="keep the attestation keys' saved contexts in this file, for a resume later",
     )
     parser.add_argument(
         "--terminate",
@@ -101,8 +107,9 @@ def main(argv: list[str] | None = None) -> int:
     except EnvironmentFault as fault:
         print(f"vtpm: {fault}", file=sys.stderr)  # noqa: T201 - a program's own error message
         return 1
+    keys = None if arguments.keys is None else KeyFile(arguments.keys)
     interposer = Interposer(
-        Multiplexer(upstream, launch), guest, kernel, until_guest_leaves=arguments.terminate
+        Multiplexer(upstream, launch, keys), guest, kernel, until_guest_leaves=arguments.terminate
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)

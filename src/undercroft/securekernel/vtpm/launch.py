@@ -14,12 +14,13 @@ Records follow in PCR 19.  None of these PCRs can be written at locality 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
 
 from undercroft.base import EnvironmentFault, HashAlgorithm
 from undercroft.securekernel.vtpm import commands, control, launchlog
 from undercroft.securekernel.vtpm.batch import BatchRunner
 from undercroft.securekernel.vtpm.control import Control
+from undercroft.securekernel.vtpm.keyfile import KeyFile, LaunchedKey
 from undercroft.securekernel.vtpm.keys import SECURE_KERNEL_LOCALITY, KeyType, ak_template
 from undercroft.securekernel.vtpm.launchlog import MAX_MEASURED, LaunchConfig
 from undercroft.securekernel.vtpm.protocol import Batch
@@ -33,25 +34,21 @@ MAX_LOG = 32 * 1024 * 1024
 HASH_CHUNK = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchedKey:
-    """An attestation key of the platform hierarchy: TPMT_PUBLIC, Name and TPMS_CONTEXT bytes."""
-
-    public: bytes
-    name: bytes
-    context: bytes
-
-
 class Launcher:
     """State of the launch.  The caller of every method that talks to the TPM holds the slot."""
 
     def __init__(
-        self, upstream: Upstream, runner: BatchRunner, config: LaunchConfig | None
+        self,
+        upstream: Upstream,
+        runner: BatchRunner,
+        config: LaunchConfig | None,
+        keys: KeyFile | None = None,
     ) -> None:
         self._upstream = upstream
         self._runner = runner
+        self._key_file = keys
         self.config = config
-        self.keys: dict[KeyType, LaunchedKey] = {}
+        self.keys: dict[KeyType, LaunchedKey] = keys.load() if keys else {}
         self.number = 0
         self.reason = ""
         self._banks: tuple[HashAlgorithm, ...] = ()
@@ -140,7 +137,8 @@ class Launcher:
         """Make the attestation keys, or keep those whose contexts still load.
 
         After a resume the firmware's platform authorization is in force and no key can be made;
-        but contexts outlive everything short of a TPM Reset (part 1, 30.3).
+        but contexts outlive everything short of a TPM Reset (part 1, 30.3), and with a key file
+        the process that made them.
         """
         for key_type in KeyType:
             made = self._make_key(key_type)
@@ -148,6 +146,10 @@ class Launcher:
                 self.keys[key_type] = made
             elif key_type in self.keys and not self._loads(self.keys[key_type].context):
                 del self.keys[key_type]
+        if self._key_file is not None:
+            # Without the file a later process makes a stand-in key; the guest runs on regardless.
+            with contextlib.suppress(OSError):
+                self._key_file.save(self.keys)
 
     def _make_key(self, key_type: KeyType) -> LaunchedKey | None:
         create = commands.create_primary(RH_PLATFORM, ak_template(key_type))

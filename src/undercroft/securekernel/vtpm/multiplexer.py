@@ -18,6 +18,7 @@ from undercroft.securekernel.vtpm import commands, control, rc
 from undercroft.securekernel.vtpm.arbiter import Arbiter, Busy, Cancelled, Side
 from undercroft.securekernel.vtpm.batch import BatchRunner, StateLost
 from undercroft.securekernel.vtpm.control import Control, Request
+from undercroft.securekernel.vtpm.keyfile import KeyFile
 from undercroft.securekernel.vtpm.keys import KeyType
 from undercroft.securekernel.vtpm.launch import Launcher
 from undercroft.securekernel.vtpm.launchlog import LaunchConfig
@@ -109,12 +110,17 @@ class _GuestState:
 class Multiplexer:
     """Arbitrates one swtpm.  Every method may be called from any thread."""
 
-    def __init__(self, upstream: Upstream, launch: LaunchConfig | None = None) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        launch: LaunchConfig | None = None,
+        keys: KeyFile | None = None,
+    ) -> None:
         self.upstream = upstream
         self.arbiter = Arbiter()
         self.counters = Counters()
         self._runner = BatchRunner(upstream.execute)
-        self.launcher = Launcher(upstream, self._runner, launch)
+        self.launcher = Launcher(upstream, self._runner, launch, keys)
         self._resident = Resident(upstream.execute)
         self._guest = _GuestState()
         self._settled = threading.Event()
@@ -138,7 +144,7 @@ class Multiplexer:
                 return self._watch(code, command, response)
         except Cancelled:
             return error_response(rc.RC_CANCELED)
-        except (VtpmUnavailable, Busy) as fault:
+        except (VtpmUnavailable, Busy, FormatError) as fault:
             self._lost(fault)
             return error_response(rc.RC_FAILURE)
 
@@ -284,14 +290,7 @@ class Multiplexer:
 
     def keys(self) -> dict[str, JsonValue]:
         """Return the attestation keys that the launch made, by type."""
-        return {
-            key_type.value: {
-                "public": key.public.hex(),
-                "name": key.name.hex(),
-                "context": key.context.hex(),
-            }
-            for key_type, key in self.launcher.keys.items()
-        }
+        return {kind.value: key.as_json() for kind, key in self.launcher.keys.items()}
 
     # --- the hypervisor's control requests ----------------------------------------------------
 
@@ -310,7 +309,7 @@ class Multiplexer:
             return control.result(control.TPM_BAD_ORDINAL)
         try:
             response = self._control(number, request)
-        except (VtpmUnavailable, Busy) as fault:
+        except (VtpmUnavailable, Busy, FormatError) as fault:
             self._lost(fault)
             response = self._control_without_tpm(number)
         return control.padded(number, response)
@@ -443,12 +442,13 @@ class Multiplexer:
         """Remember an event, with the time in ns since the epoch."""
         self._guest.events.append((time.time_ns(), event))
 
-    def _lost(self, fault: VtpmUnavailable | Busy) -> None:
-        if isinstance(fault, VtpmUnavailable) and self.upstream.fault:
-            newest = self._guest.events[-1][1] if self._guest.events else ""
-            if newest != self.upstream.fault:
-                self.counters.upstream_losses += 1
-                self.note(self.upstream.fault)
+    def _lost(self, fault: VtpmUnavailable | Busy | FormatError) -> None:
+        """Note why the TPM could not be asked, once for every loss."""
+        newest = self._guest.events[-1][1] if self._guest.events else ""
+        what = self.upstream.fault or str(fault)
+        if newest != what:
+            self.counters.upstream_losses += bool(self.upstream.fault)
+            self.note(what)
 
     def status(self) -> dict[str, JsonValue]:
         """Return state and counters, for the secure kernel's record."""

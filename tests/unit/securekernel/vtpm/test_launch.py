@@ -4,6 +4,7 @@ locality, and what the log says of it."""
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ from undercroft.securekernel.vtpm import (
     protocol,
 )
 from undercroft.securekernel.vtpm.control import Control
+from undercroft.securekernel.vtpm.keyfile import KeyFile
 from undercroft.securekernel.vtpm.keys import ak_template, ek_template
 from undercroft.securekernel.vtpm.launchlog import MAX_MEASURED, event2, tagged_event
 from undercroft.securekernel.vtpm.wire import HEADER, CommandCode, build, error_response
@@ -176,6 +178,22 @@ def test_a_tpm_that_does_not_start_is_noted_and_left_to_the_guest(rig: Rig) -> N
     qemu.ask(Control.INIT, bytes(4))
     assert qemu.command(STARTUP) == error_response(0x101)
     assert "TPM_RC_FAILURE" in str(rig.multiplexer.status()["events"])
+
+
+def test_a_start_that_is_answered_with_nonsense_does_not_hang_the_hypervisor(rig: Rig) -> None:
+    script(rig)
+    rig.swtpm.start_answers = {0x144: HEADER.pack(0x1234, 10, 0)}
+    qemu = rig.qemu(started=False)
+    qemu.pass_data_fd()
+    assert qemu.ask(Control.INIT, bytes(4)) == bytes(4)
+    assert "unknown tag" in str(rig.multiplexer.status()["events"])
+
+
+def test_keys_that_cannot_be_written_down_do_not_stop_the_launch(rig: Rig, tmp_path: Path) -> None:
+    script(rig)
+    rig.multiplexer.launcher._key_file = KeyFile(tmp_path / "nowhere" / "keys")
+    rig.qemu()
+    assert set(rig.multiplexer.keys()) == {"ecc", "rsa"}
 
 
 @pytest.mark.parametrize("refused", ["hash", "extend", "banks", "bank unknown"])
