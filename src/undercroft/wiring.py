@@ -14,7 +14,7 @@ from undercroft.guests.run import Guest as RunningGuest
 from undercroft.packages.deb import read_deb
 from undercroft.policy import Policy, parse_policy
 from undercroft.securekernel.guest import Guest
-from undercroft.securekernel.hypervisor import qemu
+from undercroft.securekernel.hypervisor import dump, qemu
 
 _POLICIES = Path(__file__).parent / "policy" / "policies"
 
@@ -45,16 +45,18 @@ class Target:
 
 
 def open_target(text: str, kernel: Path | None = None) -> Target:
-    """Attach to ``text``: ``qemu:<name or pid>``.
+    """Attach to ``text``: ``qemu:<name or pid>`` or ``dump:<file>``.
 
     ``kernel`` is the vmlinuz or .deb that the guest is meant to run; a guest of ours knows its
     own. Raises EnvironmentFault with what to do.
     """
     scheme, _, name = text.partition(":")
+    if scheme == "dump" and name:
+        return _open_dump(Path(name), kernel)
     if scheme != "qemu" or not name:
         raise EnvironmentFault(
             "not a target that can be attached to",
-            expected="qemu:<name or pid>",
+            expected="qemu:<name or pid> or dump:<file>",
             got=text,
             remedy="undercroft guest list",
         )
@@ -69,6 +71,16 @@ def open_target(text: str, kernel: Path | None = None) -> Target:
     image = load_kernel(read_kernel(where))
     guest = qemu.attach(name) if info is None else qemu.attach(str(info.qmp), name=name)
     return Target(guest, image, info)
+
+
+def _open_dump(path: Path, kernel: Path | None) -> Target:
+    if kernel is None:
+        raise EnvironmentFault(
+            "which kernel was this guest meant to run?",
+            where=str(path),
+            remedy="name its package or vmlinuz with --kernel",
+        )
+    return Target(dump.DumpGuest(path), load_kernel(read_kernel(kernel)), None)
 
 
 def _present(info: GuestInfo | None) -> GuestInfo:
