@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+import jwt
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -61,9 +62,10 @@ def appraised_at(folder: Path) -> int:
 
 
 def _issued_at(token: str) -> int:
-    """Return the time a token claims for itself: what it is checked against is its signature."""
-    import jwt  # only here: an unverified look, so that an old result can be checked as of then
+    """Return the time that a token claims for itself, unverified.
 
+    It is what an old result is then verified as of, so a false one only makes that fail.
+    """
     try:
         claims = jwt.decode(token, options={"verify_signature": False})
     except jwt.InvalidTokenError as error:
