@@ -52,7 +52,8 @@ def open_target(text: str, kernel: Path | None = None) -> Target:
     """
     scheme, _, name = text.partition(":")
     if scheme == "dump" and name:
-        return _open_dump(Path(name), kernel)
+        image = _named_kernel(kernel, text)
+        return Target(dump.DumpGuest(Path(name)), image, None)
     if scheme != "qemu" or not name:
         raise EnvironmentFault(
             "not a target that can be attached to",
@@ -60,32 +61,23 @@ def open_target(text: str, kernel: Path | None = None) -> Target:
             got=text,
             remedy="undercroft guest list",
         )
-    info = None if name.isdecimal() else RunningGuest.load(home(), name).info
-    if info is None and kernel is None:
-        raise EnvironmentFault(
-            "which kernel is this guest meant to run?",
-            where=text,
-            remedy="name its package or vmlinuz with --kernel",
-        )
-    where = kernel or load_build(_present(info).build.parent).kernel.path
-    image = load_kernel(read_kernel(where))
-    guest = qemu.attach(name) if info is None else qemu.attach(str(info.qmp), name=name)
-    return Target(guest, image, info)
+    if name.isdecimal():
+        image = _named_kernel(kernel, text)
+        return Target(qemu.attach(name), image, None)
+    info = RunningGuest.load(home(), name).info
+    image = load_kernel(read_kernel(kernel or load_build(info.build.parent).kernel.path))
+    return Target(qemu.attach(str(info.qmp), name=name), image, info)
 
 
-def _open_dump(path: Path, kernel: Path | None) -> Target:
+def _named_kernel(kernel: Path | None, target: str) -> KernelImage:
+    """Load the kernel of a guest that we did not start: it has to be named."""
     if kernel is None:
         raise EnvironmentFault(
-            "which kernel was this guest meant to run?",
-            where=str(path),
+            "which kernel is this guest meant to run?",
+            where=target,
             remedy="name its package or vmlinuz with --kernel",
         )
-    return Target(dump.DumpGuest(path), load_kernel(read_kernel(kernel)), None)
-
-
-def _present(info: GuestInfo | None) -> GuestInfo:
-    assert info is not None
-    return info
+    return load_kernel(read_kernel(kernel))
 
 
 def read_kernel(path: Path) -> bytes:
