@@ -5,13 +5,10 @@ No sockets here but swtpm's own (:class:`Upstream`); ``interposer`` listens and 
 
 from __future__ import annotations
 
-import enum
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from undercroft.base import EnvironmentFault, FormatError, JsonValue
 from undercroft.securekernel.vtpm import commands, control, rc
@@ -25,6 +22,7 @@ from undercroft.securekernel.vtpm.launchlog import LaunchConfig
 from undercroft.securekernel.vtpm.protocol import Batch, Done
 from undercroft.securekernel.vtpm.rc import VtpmUnavailable
 from undercroft.securekernel.vtpm.resident import Resident
+from undercroft.securekernel.vtpm.state import Counters, GuestState, Startup
 from undercroft.securekernel.vtpm.upstream import Upstream
 from undercroft.securekernel.vtpm.wire import (
     HEADER,
@@ -70,43 +68,6 @@ SECURE_KERNEL_WAIT = 30.0
 """Longest wait of a batch for its slot, in seconds."""
 
 
-@dataclass(slots=True)
-class Counters:
-    """What happened so far; reported with the evidence."""
-
-    guest_commands: int = 0
-    batches: int = 0
-    inits: int = 0
-    guest_connections: int = 0
-    refused_localities: int = 0
-    refused_commands: int = 0
-    refused_control: int = 0
-    upstream_losses: int = 0
-
-
-class Startup(enum.Enum):
-    """Whose TPM2_Startup counts.
-
-    We start the TPM ourselves at _TPM_Init, so that the launch comes before anything the guest
-    does; the guest's own Startup is then answered here.  After TPM2_Shutdown(STATE) the guest
-    may want its state back, so its Startup goes to the TPM and the launch follows in that slot.
-    """
-
-    OURS = "answered by us"
-    TO_TPM = "passed to the TPM"
-    DONE = "done"
-
-
-@dataclass(slots=True)
-class _GuestState:
-    locality: int = 0
-    running: bool = False
-    powered_on: bool = False
-    startup: Startup = Startup.DONE
-    orderly: bytes | None = None
-    events: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=64))
-
-
 class Multiplexer:
     """Arbitrates one swtpm.  Every method may be called from any thread."""
 
@@ -122,7 +83,7 @@ class Multiplexer:
         self._runner = BatchRunner(upstream.execute)
         self.launcher = Launcher(upstream, self._runner, launch, keys)
         self._resident = Resident(upstream.execute)
-        self._guest = _GuestState()
+        self._guest = GuestState()
         self._settled = threading.Event()
         self._settled.set()
 
