@@ -53,6 +53,7 @@ REQUIRED = (
     | ObjectAttributes.SIGN
 )
 FORBIDDEN = ObjectAttributes.DECRYPT
+_HIERARCHIES = {hierarchy.handle_name: hierarchy for hierarchy in TpmRh}
 _SCHEMES = (TpmAlg.RSASSA, TpmAlg.RSAPSS, TpmAlg.ECDSA)
 
 
@@ -89,13 +90,14 @@ def verify_ak(public: Public, *, parent: bytes | None = None) -> AttestationKey:
         key = load_public_key(public)
     except UnusableKeyError as fault:
         raise A4_KEY.failed("the key cannot be used", got=fault) from None
+    hierarchies = public.qualified_names(*_HIERARCHIES)
     return AttestationKey(
         public,
         name,
         scheme,
         key,
         None if parent is None else public.qualified_name(parent),
-        {public.qualified_name(hierarchy.handle_name): hierarchy for hierarchy in TpmRh},
+        dict(zip(hierarchies, _HIERARCHIES.values(), strict=True)),
     )
 
 

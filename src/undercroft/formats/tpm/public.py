@@ -176,9 +176,15 @@ class Public(msgspec.Struct, frozen=True):
 
         It is nameAlg and H(parent || Name) (Part 1, 16); a hierarchy's is its handle.
         """
-        if self.name_alg is None:
-            return b""
-        return encode_hash(self.name_alg) + self.name_alg.hash(parent, self.name)
+        return self.qualified_names(parent)[0]
+
+    def qualified_names(self, *parents: bytes) -> tuple[bytes, ...]:
+        """Return the Qualified Name under each of ``parents``; the Name is computed once."""
+        algorithm = self.name_alg
+        if algorithm is None:
+            return (b"",) * len(parents)
+        prefix, name = encode_hash(algorithm), self.name
+        return tuple([prefix + algorithm.hash(parent, name) for parent in parents])
 
     def encode(self) -> bytes:
         """Encode as TPMT_PUBLIC."""
