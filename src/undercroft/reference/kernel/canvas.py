@@ -40,6 +40,8 @@ class Canvas:
     start: int
     data: bytearray
     layers: list[Layer] = field(default_factory=list)
+    _covered: list[tuple[int, bytes]] = field(default_factory=list)
+    """What the overlays hide, in the order in which they were laid."""
 
     @property
     def array(self) -> Bytes:
@@ -86,6 +88,21 @@ class Canvas:
         for size, sites in by_size.items():
             ordered = np.unique(np.array(sites, dtype=np.int64))
             self.layers.append(Layer(rule, ordered, size))
+
+    def overlay(self, rule: Rule, pieces: Iterable[tuple[int, bytes]]) -> None:
+        """Paint pieces that :meth:`lift` takes away again."""
+        pieces = list(pieces)
+        for site, piece in pieces:
+            self._covered.append((site, self.get(site, len(piece))))
+        self.paint_each(rule, pieces)
+
+    def lift(self, rules: frozenset[Rule]) -> None:
+        """Take away every overlay: put back what it hides, and forget the layers of ``rules``."""
+        for site, before in reversed(self._covered):
+            at = site - self.start
+            self.data[at : at + len(before)] = before
+        self._covered.clear()
+        self.layers[:] = [layer for layer in self.layers if layer.rule not in rules]
 
     def owner(self, position: int) -> tuple[Rule, int] | None:
         """Return the last rule that decided the byte at ``position`` and its site, or None."""

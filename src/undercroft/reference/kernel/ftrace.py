@@ -36,6 +36,8 @@ from undercroft.reference.kernel.nops import NOP5
 from undercroft.reference.kernel.rules import Rule
 
 CALLS = ("ftrace_call", "ftrace_regs_call")
+LIST_FUNCTIONS = ("arch_ftrace_ops_list_func", "ftrace_ops_list_func")
+"""What serves every registered ops in turn; the second name is an alias in some kernels."""
 
 FL_ENABLED, FL_REGS_EN, FL_TRAMP_EN, FL_DIRECT_EN = 1 << 31, 1 << 29, 1 << 27, 1 << 23
 """FTRACE_FL_* in include/linux/ftrace.h, unchanged since 5.5."""
@@ -159,12 +161,13 @@ def _hash_entries(guest: GuestStructs, table: int) -> list[tuple[int, int]]:
     if not guest.u64(table, "ftrace_hash", "count"):
         return []
     buckets = guest.u64(table, "ftrace_hash", "buckets")
+    ip, direct = (guest.types.offset_of("ftrace_func_entry", name) for name in ("ip", "direct"))
     return [
         (
-            guest.u64(entry, "ftrace_func_entry", "ip"),
-            guest.u64(entry, "ftrace_func_entry", "direct"),
+            int.from_bytes(entry[ip : ip + 8], "little"),
+            int.from_bytes(entry[direct : direct + 8], "little"),
         )
-        for entry in guest.hash_table(buckets, 1 << bits, "ftrace_func_entry", "hlist")
+        for _, entry in guest.hash_table(buckets, 1 << bits, "ftrace_func_entry", "hlist")
     ]
 
 
@@ -231,7 +234,8 @@ def apply_calls(
     """Paint the calls inside ftrace_caller and ftrace_regs_caller.
 
     As compiled they call ftrace_stub, with call depth tracking through its pad; from the first
-    tracer on they are written by ftrace_update_ftrace_func(), which knows no pads.
+    tracer on they are written by ftrace_update_ftrace_func(), which knows no pads.  While sites
+    are being changed they call the function that serves every ops (ftrace_modify_all_code).
     """
     pointer = image.find("ftrace_trace_function")
     sites = np.array([at for name in CALLS if (at := image.find(name)) is not None], dtype=np.int64)
@@ -239,6 +243,11 @@ def apply_calls(
         return
     target = values.position(values.u64(pointer))
     targets = np.full(len(sites), target)
+    shown = sites + 5 + rel32(live.gather(sites, 5), 1)
+    for name in LIST_FUNCTIONS:
+        function = image.find(name)
+        if function is not None:
+            targets[shown == function] = function
     if thunks is not None:
         padded = thunks.padded(targets, canvas)
         through = with_rel32(b"\xe8", sites, targets - thunks.size)

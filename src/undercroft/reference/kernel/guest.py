@@ -91,18 +91,18 @@ class GuestStructs:
         self.values = values
         self.types = types
 
-    def bytes(self, address: int, struct: str, member: str, size: int) -> bytes:
+    def raw(self, address: int, struct: str, member: str, size: int) -> bytes:
         """Return ``size`` bytes of a member of the struct at ``address``."""
         at = address + self.types.offset_of(struct, member)
         return self.values.read(self.values.position(at % _SPAN), size)
 
     def u64(self, address: int, struct: str, member: str) -> int:
         """Return a 64-bit member of the struct at ``address``."""
-        return int.from_bytes(self.bytes(address, struct, member, 8), "little")
+        return int.from_bytes(self.raw(address, struct, member, 8), "little")
 
     def u32(self, address: int, struct: str, member: str) -> int:
         """Return a 32-bit member of the struct at ``address``."""
-        return int.from_bytes(self.bytes(address, struct, member, 4), "little")
+        return int.from_bytes(self.raw(address, struct, member, 4), "little")
 
     def pointer(self, address: int) -> int:
         """Return the pointer at ``address``."""
@@ -131,11 +131,13 @@ class GuestStructs:
             yield (at - offset) % _SPAN
             at = self.pointer(at)
 
-    def hash_table(self, heads: int, count: int, struct: str, member: str) -> Iterator[int]:
-        """Yield the structs of ``count`` hlist_heads in a row at ``heads``."""
+    def hash_table(
+        self, heads: int, count: int, struct: str, member: str
+    ) -> Iterator[tuple[int, bytes]]:
+        """Yield (address, contents) of the structs of ``count`` hlist_heads in a row."""
         if count > MAX_WALK:
             raise MemoryFault(heads, kind="virtual", why="a hash table of absurd size")
-        offset = self.types.offset_of(struct, member)
+        offset, size = self.types.offset_of(struct, member), self.types.size_of(struct)
         raw = self.values.read(self.values.position(heads), 8 * count)
         left = MAX_WALK
         for index in range(count):
@@ -144,5 +146,7 @@ class GuestStructs:
                 left -= 1
                 if left < 0:
                     raise MemoryFault(at, kind="virtual", why=f"the hash of {struct} does not end")
-                yield (at - offset) % _SPAN
-                at = self.pointer(at)
+                start = (at - offset) % _SPAN
+                contents = self.values.read(self.values.position(start), size)
+                yield start, contents
+                at = int.from_bytes(contents[offset : offset + 8], "little")

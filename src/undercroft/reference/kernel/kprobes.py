@@ -49,7 +49,7 @@ def read_probes(image: KernelImage, guest: GuestStructs) -> tuple[Probe, ...]:
         return ()
     heads = guest.values.address(table)
     found = guest.hash_table(heads, TABLE_SIZE, "kprobe", "hlist")
-    return tuple(_read(image, guest, at) for at in found)
+    return tuple(_read(image, guest, at) for at, _ in found)
 
 
 def _read(image: KernelImage, guest: GuestStructs, at: int) -> Probe:
@@ -61,7 +61,7 @@ def _read(image: KernelImage, guest: GuestStructs, at: int) -> Probe:
     if aggregate is not None and handlers[0] == guest.values.address(aggregate):
         if flags & FLAG_OPTIMIZED:
             detour = position(guest.u64(at, "optimized_kprobe", "optinsn.insn"))
-            copied = guest.bytes(at, "optimized_kprobe", "optinsn.copied_insn", _JMP_SIZE - 1)
+            copied = guest.raw(at, "optimized_kprobe", "optinsn.copied_insn", _JMP_SIZE - 1)
         # An aggregate calls the handlers of the probes on its list.
         head = at + image.btf.offset_of("kprobe", "list")
         for each in guest.list(head, "kprobe", "list"):
@@ -71,7 +71,7 @@ def _read(image: KernelImage, guest: GuestStructs, at: int) -> Probe:
     slot = guest.u64(at, "kprobe", "ainsn.insn")
     return Probe(
         site=position(guest.u64(at, "kprobe", "addr")),
-        opcode=guest.bytes(at, "kprobe", "opcode", 1)[0],
+        opcode=guest.raw(at, "kprobe", "opcode", 1)[0],
         flags=flags,
         handlers=tuple(dict.fromkeys(position(handler) for handler in handlers if handler)),
         slot=position(slot) if slot else 0,
@@ -105,5 +105,5 @@ def apply(probes: tuple[Probe, ...], canvas: Canvas, live: Canvas) -> tuple[Prob
             continue  # registered, not armed (kprobes_all_disarmed, or just now)
         pieces.append((probe.site, piece))
         armed.append(probe)
-    canvas.paint_each(Rule.KPROBE, pieces)
+    canvas.overlay(Rule.KPROBE, pieces)
     return tuple(armed)

@@ -28,8 +28,7 @@ from undercroft.reference.kernel.alternatives import Alternatives, infer_call_ta
 from undercroft.reference.kernel.canvas import Canvas
 from undercroft.reference.kernel.guest import GuestValues
 from undercroft.reference.kernel.relocate import relocate
-from undercroft.reference.kernel.rules import Rule
-from undercroft.reference.kernel.run_time import RULES, RunTime, RunTimeState, paint
+from undercroft.reference.kernel.run_time import OVERLAYS, RULES, RunTime, RunTimeState, paint
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +66,6 @@ class Replay:
     choices: BootChoices
     run_time: RunTime
     state: RunTimeState | None = None
-    _booted: bytes = b""
-    """The code after the boot-time passes: what stands where a probe was removed."""
     _statistics: dict[str, JsonValue] | None = None
 
     def statistics(self) -> dict[str, JsonValue]:
@@ -86,26 +83,22 @@ class Replay:
     def follow(self, values: GuestValues, live: Canvas, narrowed: RunTime | None = None) -> None:
         """Repaint what follows the guest's run-time state, or only the ``narrowed`` sites."""
         self._statistics = None
-        for layer in self.canvas.layers:
-            if layer.rule is Rule.KPROBE:
-                for site in layer.sites.tolist():
-                    self.canvas.data[site : site + layer.size] = self._booted[
-                        site : site + layer.size
-                    ]
+        self.canvas.lift(OVERLAYS)
         mine = self.run_time if narrowed is None else narrowed
-        before = [layer for layer in self.canvas.layers if layer.rule is not Rule.KPROBE]
         if narrowed is None:
-            before = [layer for layer in before if layer.rule not in RULES]
-        self.canvas.layers[:] = before
+            self.canvas.layers[:] = [
+                layer for layer in self.canvas.layers if layer.rule not in RULES
+            ]
+        before = len(self.canvas.layers)
         known = None if narrowed is None or self.state is None else self.state.uniprocessor
         state = paint(self.image, mine, self.canvas, values, live, known)
         if narrowed is None or self.state is None:
             self.state = state
         else:  # keep the whole kernel's layers and counts; take what was read in full
-            self.canvas.layers[len(before) :] = [
-                layer for layer in self.canvas.layers[len(before) :] if layer.rule is Rule.KPROBE
+            self.canvas.layers[before:] = [
+                layer for layer in self.canvas.layers[before:] if layer.rule in OVERLAYS
             ]
-            self.state = replace(self.state, probes=state.probes)
+            self.state = replace(self.state, probes=state.probes, poking=state.poking)
 
 
 def replay(image: KernelImage, slide: int, live: Canvas, values: GuestValues) -> Replay:
@@ -133,7 +126,6 @@ def replay(image: KernelImage, slide: int, live: Canvas, values: GuestValues) ->
     )
     run_time = run_time.below(image.text_size)
     result = Replay(image, canvas, pristine, choices, run_time)
-    result._booted = bytes(canvas.data[: image.text_size])
     result.follow(values, live)
     return result
 

@@ -21,13 +21,16 @@ from undercroft.reference.kernel import (
     kprobes,
     simple_sites,
     static_calls,
+    text_poke,
 )
 from undercroft.reference.kernel.canvas import Canvas, Mask, Positions
 from undercroft.reference.kernel.guest import GuestStructs, GuestValues
 from undercroft.reference.kernel.returns import ReturnChoice
 from undercroft.reference.kernel.rules import Rule
 
-RULES = frozenset((Rule.FTRACE, Rule.JUMP_LABEL, Rule.STATIC_CALL, Rule.SMP_LOCK, Rule.KPROBE))
+RULES = frozenset((Rule.FTRACE, Rule.JUMP_LABEL, Rule.STATIC_CALL, Rule.SMP_LOCK))
+OVERLAYS = frozenset((Rule.KPROBE, Rule.TEXT_POKE))
+"""Rules whose sites are anywhere: they are painted over the others and taken away again."""
 PAGE_SHIFT = 12
 
 
@@ -91,6 +94,8 @@ class RunTimeState:
     uniprocessor: bool
     tracing: ftrace.Tracing
     probes: tuple[kprobes.Probe, ...]
+    poking: int
+    """Sites that were in the middle of a patch."""
     call_targets: Positions
     """Where static calls lead, each once (positions)."""
 
@@ -130,11 +135,16 @@ def paint(
     simple_sites.smp_locks(run_time.locks, canvas, uniprocessor=uniprocessor)
     probes = kprobes.read_probes(image, GuestStructs(values, image.btf))
     armed = kprobes.apply(probes, canvas, live)
+    hooks = frozenset(tracing.targets.tolist()) | frozenset(
+        at for name in ("ftrace_caller", "ftrace_regs_caller") if (at := image.find(name))
+    )
+    poking = text_poke.apply(image, text_poke.under_way(image, values), canvas, live, hooks)
     return RunTimeState(
         early_returns=early,
         late_pads=late,
         uniprocessor=uniprocessor,
         tracing=tracing,
         probes=armed,
+        poking=poking,
         call_targets=np.unique(functions),
     )

@@ -227,7 +227,7 @@ class KernelTextProof:
             values = self._values(self.kernel)
             text.copy_pages(self.memory, live, pages)
             self.replay.follow(values, live, narrowed)
-            poking = text_poke.in_flight(self.image, values)
+            poking = bool(text_poke.under_way(self.image, values))
         return find_mismatches(self.replay, live, self.kernel.base), poking
 
     def _text_finding(self, mismatches: list[Mismatch]) -> Finding:
