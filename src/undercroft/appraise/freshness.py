@@ -7,7 +7,6 @@ speaks of is now, and a verdict lasts only from there on.
 from __future__ import annotations
 
 from undercroft.appraise.model import Judgement, failed, passed
-from undercroft.appraise.verified import VerifiedEvidence
 from undercroft.base import Finding, JsonValue, Outcome
 from undercroft.policy import Action, Policy
 
@@ -18,9 +17,11 @@ MAX_SKEW_S = 5
 SOURCE = "RFC 9334, 10"
 
 
-def appraise_time(verified: VerifiedEvidence, policy: Policy, now: int) -> Judgement:
-    """Judge the age of the evidence at ``now`` (Unix s)."""
-    asked, seen = verified.challenge.issued_at, verified.time_s
+def appraise_time(asked: int, seen: int, policy: Policy, now: int) -> Judgement:
+    """Judge the age at ``now`` of evidence that speaks of ``seen``, asked for at ``asked``.
+
+    All in Unix seconds; see :func:`undercroft.appraise.verified.time_of`.
+    """
     oldest = policy.result.max_age_s
     details: dict[str, JsonValue] = {
         "challenge-s": asked,
@@ -40,6 +41,6 @@ def appraise_time(verified: VerifiedEvidence, policy: Policy, now: int) -> Judge
     return failed(Finding(ID, Outcome.UNKNOWN, why, details, SOURCE), None, Action.INSUFFICIENT)
 
 
-def expiry(verified: VerifiedEvidence, policy: Policy, now: int) -> int:
-    """Return when a result on this evidence ends, in Unix s: it counts from the evidence."""
-    return min(now, verified.time_s) + policy.result.validity_s
+def expiry(seen: int, policy: Policy, now: int) -> int:
+    """Return when a result on evidence of ``seen`` ends, in Unix s: it counts from there."""
+    return min(now, seen) + policy.result.validity_s

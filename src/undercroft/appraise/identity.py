@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from undercroft.appraise.model import Judgement, failed, passed, stated
-from undercroft.appraise.verified import VerifiedEvidence
 from undercroft.base import Finding, Outcome
 from undercroft.formats.ear import TrustClaim
-from undercroft.formats.evidence import HowTrusted, Trust
+from undercroft.formats.evidence import Challenge, HowTrusted, Trust
 from undercroft.policy import Policy
 from undercroft.verify.eventlog import ReplayedLog
-from undercroft.verify.quote import VerifiedQuote
+from undercroft.verify.quote import AcceptedState, VerifiedQuote
 
 CLAIM = TrustClaim.INSTANCE_IDENTITY
 
@@ -47,20 +46,21 @@ def appraise_key(trust: Trust, quote: VerifiedQuote, policy: Policy) -> tuple[Ju
     return authentic, failed(finding, CLAIM, policy.quote.weak)
 
 
-def state_freshness(verified: VerifiedEvidence) -> Judgement:
-    """State what the quote answers and binds."""
-    quote = verified.quote
+def state_freshness(
+    challenge: Challenge, counters: AcceptedState, *, binds_record: bool
+) -> Judgement:
+    """State what the quote answers and binds, and the TPM's ``counters`` in it."""
     what = "the quote answers this challenge"
     return passed(
         Finding(
             "quote.fresh",
             Outcome.PASS,
-            f"{what} and binds the secure kernel's record" if verified.record else what,
+            f"{what} and binds the secure kernel's record" if binds_record else what,
             {
-                "nonce": str(verified.challenge.nonce),
-                "reset-count": quote.reset_count,
-                "restart-count": quote.restart_count,
-                "clock-ms": quote.clock,
+                "nonce": str(challenge.nonce),
+                "reset-count": counters.reset_count,
+                "restart-count": counters.restart_count,
+                "clock-ms": counters.clock,
             },
             "RFC 9334, 10.2",
         ),

@@ -43,6 +43,7 @@ from undercroft.policy import Action
 from undercroft.verify.checks import Check
 from undercroft.verify.ima import ReplayedIma
 from undercroft.verify.ima_boot import I9_BOOT_AGGREGATE, verify_boot_aggregate
+from undercroft.verify.ima_state import ImaState
 
 C1_STATE = Check(
     "C1",
@@ -54,6 +55,9 @@ C2_JUDGE = Check(
     "C2", "ima.carried-judge", "the carried appraisal was made with these rules and references", ""
 )
 CHECKS = (C1_STATE, C2_JUDGE)
+
+BOOT_AGGREGATE = "ima.boot-aggregate"
+"""Id of the finding that the list belongs to the boot that the boot PCRs speak of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +90,9 @@ def appraise_ima(
         _judge_run(replayed, run, judge, boot_pcrs, seen)
     tally, told = seen.tally(), seen.told()
     judgements = (
-        stated(_replay(replayed)),
+        stated(replay_finding(replayed.state, replayed.vouched, replayed.pending, replayed.quirks)),
         _boot_aggregate(replayed, boot_pcrs),
-        _summary(replayed, judge, tally, len(told)),
+        summary_of(replayed.state.count, judge, tally, len(told)),
         *told,
     )
     left = ImaCarried(replayed.state, judge.id, tally, told[:KEPT])
@@ -243,26 +247,28 @@ def _judge_entry(
             seen.keep(tell(entry, index, verdict, verdict.action, judge))
 
 
-def _replay(replayed: ReplayedIma) -> Finding:
-    state = replayed.state
+def replay_finding(
+    state: ImaState, new: int, pending: int = 0, quirks: Sequence[str] = ()
+) -> Finding:
+    """State where the list leads, ``new`` entries further than before, ``pending`` not yet."""
     pcrs = ", ".join([f"PCR {pcr}" for pcr, _ in state.values])
-    bank = replayed.algorithm.label
+    bank = state.algorithm.label
     summary = f"{state.count} entries lead to the quoted {pcrs} of the {bank} bank"
-    if replayed.pending:
-        summary += f"; {replayed.pending} more were measured after the quote and are not judged"
+    if pending:
+        summary += f"; {pending} more were measured after the quote and are not judged"
     details: dict[str, JsonValue] = {
         "entries": state.count,
-        "new": replayed.vouched,
-        "pending": replayed.pending,
+        "new": new,
+        "pending": pending,
         "bank": bank,
-        "quirks": list(replayed.quirks),
+        "quirks": list(quirks),
     }
     return Finding("ima.replay", Outcome.PASS, summary, details, SOURCE)
 
 
 def _boot_aggregate(replayed: ReplayedIma, boot_pcrs: Sequence[PcrBank]) -> Judgement:
     digest = replayed.boot_aggregate
-    name = "ima.boot-aggregate"
+    name = BOOT_AGGREGATE
     try:
         verified = verify_boot_aggregate(digest, boot_pcrs)
     except VerificationError as error:
@@ -286,17 +292,18 @@ def _boot_aggregate(replayed: ReplayedIma, boot_pcrs: Sequence[PcrBank]) -> Judg
     return passed(Finding(name, Outcome.PASS, summary, details, SOURCE), CLAIM)
 
 
-def _summary(replayed: ReplayedIma, judge: ImaJudge, tally: ImaTally, told: int) -> Judgement:
+def summary_of(count: int, judge: ImaJudge, tally: ImaTally, told: int) -> Judgement:
+    """Judge the ``count`` entries of a boot as a whole; ``told`` deviations are told each."""
     deviations = tally.failed + tally.undetermined
     compared = tally.kinds.get(KNOWN, 0) + tally.kinds.get(SIGNED, 0)
     details: dict[str, JsonValue] = {
-        "entries": replayed.state.count,
+        "entries": count,
         "kinds": tally.kinds,
         "grades": tally.grades,
         "references": len(judge.references),
         "not-told": deviations - told,
     }
-    summary = f"{replayed.state.count} entries: {', '.join(_words(tally)) or 'none judged'}"
+    summary = f"{count} entries: {', '.join(_words(tally)) or 'none judged'}"
     source = judge.references.name
     worst = tally.worst
     if not compared:

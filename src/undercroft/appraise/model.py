@@ -74,14 +74,19 @@ def stated(finding: Finding) -> Judgement:
 _SEVERITY: Final = (Tier.AFFIRMING, Tier.WARNING, Tier.NONE, Tier.CONTRAINDICATED)
 """Tiers from best to worst for a verdict: what was not shown weighs more than a warning."""
 
+_WORST_FIRST: Final = tuple(reversed(_SEVERITY))
+
 _CLAIM_SEVERITY: Final = (Tier.AFFIRMING, Tier.NONE, Tier.WARNING, Tier.CONTRAINDICATED)
 """The same for one claim: a warning that applies must be given (AR4SI section 2.3.3)."""
 
 
 def verdict_of(judgements: Iterable[Judgement]) -> Tier:
     """Return the worst tier; NONE if nothing counts, for nothing shown is nothing known."""
-    tiers = {judgement.tier for judgement in judgements} - {None}
-    return next((tier for tier in reversed(_SEVERITY) if tier in tiers), Tier.NONE)
+    tiers = {judgement.tier for judgement in judgements}
+    for tier in _WORST_FIRST:
+        if tier in tiers:
+            return tier
+    return Tier.NONE
 
 
 def _value(claim: TrustClaim, tier: Tier) -> int:
@@ -161,5 +166,5 @@ class Appraisal:
     def unmet(self) -> tuple[Judgement, ...]:
         """Return the judgements that keep the verdict from being affirming, worst first."""
         counting = [j for j in self.judgements if j.tier not in (None, Tier.AFFIRMING)]
-        rank = {tier: at for at, tier in enumerate(reversed(_SEVERITY))}
+        rank = {tier: at for at, tier in enumerate(_WORST_FIRST)}
         return tuple(sorted(counting, key=lambda j: rank[j.tier or Tier.NONE]))

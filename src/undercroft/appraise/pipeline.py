@@ -7,8 +7,9 @@ saved evidence gives the same appraisal again, byte for byte.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from undercroft.appraise.boot import appraise_boot
 from undercroft.appraise.files import appraise_files, judge_of
@@ -18,11 +19,13 @@ from undercroft.appraise.ima_rules import ImaJudge
 from undercroft.appraise.kernel import appraise_kernel
 from undercroft.appraise.model import Appraisal, Judgement, failed
 from undercroft.appraise.secureboot import appraise_secure_boot
-from undercroft.appraise.verified import VerifiedEvidence, verify_evidence
+from undercroft.appraise.verified import VerifiedEvidence, time_of, verify_evidence
 from undercroft.base import Finding, Outcome
+from undercroft.formats.evidence import Challenge, SecureKernelRecord
 from undercroft.policy import Action, Policy
 from undercroft.reference.model import ReferenceSet
 from undercroft.reference.serialise import encode_reference_set
+from undercroft.verify.quote import AcceptedState
 
 __all__ = ["Rulebook", "VerifiedEvidence", "appraise", "judge_of", "verify_evidence"]
 
@@ -39,6 +42,11 @@ class Rulebook:
     judge: ImaJudge
     policy_id: str
     id: bytes
+
+    @property
+    def rules(self) -> Rules:
+        """What :func:`assemble` takes."""
+        return Rules(self.references, self.policy, self.policy_id)
 
     @classmethod
     def of(cls, references: ReferenceSet, policy: Policy) -> Rulebook:
@@ -64,14 +72,13 @@ def appraise(
     """
     judge = judge or judge_of(references, policy)
     return assemble(
-        verified,
-        references,
-        policy,
-        policy.identifier,
+        Rules(references, policy, policy.identifier),
+        Said(verified.trust.guest, verified.challenge, verified.quote.accepted_state),
+        verified.record,
         now,
         key=appraise_key(verified.trust, verified.quote, policy),
         boot=boot_judgements(verified, references, policy),
-        files=appraise_files(verified, judge, policy),
+        files=tuple(appraise_files(verified, judge, policy)),
     )
 
 
@@ -87,32 +94,50 @@ def boot_judgements(
     )
 
 
+class Rules(NamedTuple):
+    """What a verdict is made by."""
+
+    references: ReferenceSet
+    policy: Policy
+    policy_id: str
+
+
+class Said(NamedTuple):
+    """Who answered which challenge, and the TPM's counters in the quote."""
+
+    guest: str
+    challenge: Challenge
+    counters: AcceptedState
+
+
 def assemble(
-    verified: VerifiedEvidence,
-    references: ReferenceSet,
-    policy: Policy,
-    policy_id: str,
+    rules: Rules,
+    said: Said,
+    record: SecureKernelRecord | None,
     now: int,
     *,
-    key: Iterable[Judgement],
-    boot: Iterable[Judgement],
-    files: Iterable[Judgement],
+    key: tuple[Judgement, ...],
+    boot: tuple[Judgement, ...],
+    files: tuple[Judgement, ...],
 ) -> Appraisal:
     """Judge what changes with every quote, and put all judgements together."""
+    references, policy, policy_id = rules
+    guest, challenge, counters = said
+    seen = time_of(record, challenge)
     return Appraisal(
-        guest=verified.trust.guest,
+        guest=guest,
         policy_id=policy_id,
         references=references.name,
-        nonce=verified.challenge.nonce,
+        nonce=challenge.nonce,
         appraised_at=now,
-        expires_at=expiry(verified, policy, now),
+        expires_at=expiry(seen, policy, now),
         judgements=(
             *key,
-            state_freshness(verified),
-            appraise_time(verified, policy, now),
+            state_freshness(challenge, counters, binds_record=record is not None),
+            appraise_time(challenge.issued_at, seen, policy, now),
             *boot,
             *files,
-            *appraise_kernel(verified.record, references, policy),
+            *appraise_kernel(record, references, policy),
         ),
     )
 

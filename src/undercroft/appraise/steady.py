@@ -15,17 +15,16 @@ Checks of this module:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 
 from undercroft.appraise.files import as_required, no_list
 from undercroft.appraise.identity import appraise_key
-from undercroft.appraise.ima import appraise_ima
+from undercroft.appraise.ima import BOOT_AGGREGATE, appraise_ima, replay_finding, summary_of
 from undercroft.appraise.ima_carried import ImaCarried
-from undercroft.appraise.model import Appraisal, Judgement
-from undercroft.appraise.pipeline import Rulebook, assemble, boot_judgements
+from undercroft.appraise.model import Appraisal, Judgement, stated
+from undercroft.appraise.pipeline import Rulebook, Said, assemble, boot_judgements
 from undercroft.appraise.steady_state import SteadyState
+from undercroft.appraise.steady_swift import Step, Swift
 from undercroft.appraise.verified import (
-    VerifiedEvidence,
     bound_record,
     ima_bank,
     trusted_key,
@@ -33,7 +32,8 @@ from undercroft.appraise.verified import (
     verify_quote_item,
 )
 from undercroft.base import HashAlgorithm, PcrBank
-from undercroft.formats.evidence import Challenge, Evidence, Trust
+from undercroft.formats.ear import Tier
+from undercroft.formats.evidence import Challenge, Evidence, SecureKernelRecord, Trust
 from undercroft.formats.ima import parse_binary
 from undercroft.verify.checks import Check
 from undercroft.verify.ima import ReplayedIma, replay_ima
@@ -76,7 +76,10 @@ class SteadySession:
         self.rules = rules
         self.state = state
         self._ak = trusted_key(trust)
-        self._key: dict[tuple[HashAlgorithm, ...], tuple[Judgement, ...]] = {}
+        self._rules = rules.rules
+        self._key: tuple[Judgement, ...] = ()
+        self._swift: Swift | None = None
+        self._aggregate: Judgement
 
     @property
     def ima_offset(self) -> int:
@@ -101,7 +104,7 @@ class SteadySession:
         boot = boot_judgements(verified, self.rules.references, self.rules.policy)
         files, carried = self._files(verified.ima, verified.quote, None)
         log = evidence.eventlog
-        self.state = SteadyState(
+        state = SteadyState(
             rules_id=self.rules.id,
             accepted=verified.quote.accepted_state,
             boot_pcrs=_boot_pcrs(verified.quote, carried),
@@ -109,7 +112,8 @@ class SteadySession:
             boot=boot,
             ima=carried,
         )
-        return self._assemble(verified, now, boot, files)
+        self._settle(state, evidence, challenge, verified.quote, files)
+        return self._assemble(state, challenge, verified.record, now, files)
 
     def next(self, evidence: Evidence, challenge: Challenge, now: int) -> Appraisal:
         """Verify and appraise evidence whose IMA list holds only the entries from ``ima_offset``.
@@ -120,55 +124,81 @@ class SteadySession:
         state = self.state
         if state is None:
             raise ValueError("there is no state to go on from: first() comes first")
+        if self._swift is not None and state.ima is not None:
+            step = self._swift.step(evidence, challenge, state.accepted, state.ima)
+            if step is not None:
+                return self._go_on(step, state, evidence, challenge, now)
         quote = verify_quote_item(evidence, self.trust, self._ak, challenge, state.accepted)
         _check_boot(quote, state)
         if evidence.eventlog is not None:
             _check_log(evidence.eventlog, state)
         replayed = _replay(evidence.ima_list, quote, state.ima)
         record = bound_record(evidence.record, self.trust)
-        verified = VerifiedEvidence(self.trust, challenge, quote, None, replayed, record)
         files, carried = self._files(replayed, quote, state.ima)
-        self.state = SteadyState(
-            state.rules_id,
-            quote.accepted_state,
-            state.boot_pcrs,
-            state.eventlog_sha256,
-            state.boot,
-            carried,
+        state = _advanced(state, quote.accepted_state, carried)
+        self._settle(state, evidence, challenge, quote, files)
+        return self._assemble(state, challenge, record, now, files)
+
+    def _go_on(
+        self, step: Step, state: SteadyState, evidence: Evidence, challenge: Challenge, now: int
+    ) -> Appraisal:
+        """Appraise evidence in which nothing unusual was recognised."""
+        record = bound_record(evidence.record, self.trust)
+        judge = self.rules.judge
+        self.state = state = _advanced(
+            state, step.counters, ImaCarried(step.state, judge.id, step.tally)
         )
-        return self._assemble(verified, now, state.boot, files)
+        files = (
+            stated(replay_finding(step.state, step.new)),
+            self._aggregate,
+            summary_of(step.state.count, judge, step.tally, 0),
+        )
+        return self._assemble(state, challenge, record, now, files)
+
+    def _settle(
+        self,
+        state: SteadyState,
+        evidence: Evidence,
+        challenge: Challenge,
+        quote: VerifiedQuote,
+        files: tuple[Judgement, ...],
+    ) -> None:
+        """Keep ``state`` and what is the same in every quote until the machine boots again."""
+        self.state = state
+        self._key = appraise_key(self.trust, quote, self.rules.policy)
+        self._swift = None
+        found = [judgement for judgement in files if judgement.finding.id == BOOT_AGGREGATE]
+        if found and found[0].tier is Tier.AFFIRMING:
+            self._aggregate = found[0]
+            self._swift = Swift.of(
+                self.trust, challenge, evidence.quote.attest, quote, state.ima, self.rules.judge
+            )
 
     def _files(
         self, replayed: ReplayedIma | None, quote: VerifiedQuote, carried: ImaCarried | None
-    ) -> tuple[Iterable[Judgement], ImaCarried | None]:
+    ) -> tuple[tuple[Judgement, ...], ImaCarried | None]:
         policy = self.rules.policy
         if replayed is None:
             return (no_list(policy),), None
         found = appraise_ima(replayed, self.rules.judge, quote.pcrs, carried=carried)
-        return as_required(found.judgements, policy), found.carried
+        return tuple(as_required(found.judgements, policy)), found.carried
 
     def _assemble(
         self,
-        verified: VerifiedEvidence,
+        state: SteadyState,
+        challenge: Challenge,
+        record: SecureKernelRecord | None,
         now: int,
-        boot: Iterable[Judgement],
-        files: Iterable[Judgement],
+        files: tuple[Judgement, ...],
     ) -> Appraisal:
-        rules, quote = self.rules, verified.quote
-        banks = tuple([bank.algorithm for bank in quote.pcrs])
-        key = self._key.get(banks)
-        if key is None:
-            key = self._key[banks] = appraise_key(self.trust, quote, rules.policy)
-        return assemble(
-            verified,
-            rules.references,
-            rules.policy,
-            rules.policy_id,
-            now,
-            key=key,
-            boot=boot,
-            files=files,
-        )
+        said = Said(self.trust.guest, challenge, state.accepted)
+        return assemble(self._rules, said, record, now, key=self._key, boot=state.boot, files=files)
+
+
+def _advanced(state: SteadyState, counters: AcceptedState, ima: ImaCarried | None) -> SteadyState:
+    return SteadyState(
+        state.rules_id, counters, state.boot_pcrs, state.eventlog_sha256, state.boot, ima
+    )
 
 
 def _boot_pcrs(quote: VerifiedQuote, carried: ImaCarried | None) -> tuple[PcrBank, ...]:

@@ -76,16 +76,14 @@ class VerifiedEvidence:
     ima: ReplayedIma | None
     record: SecureKernelRecord | None
 
-    @property
-    def time_s(self) -> int:
-        """The end of what the evidence speaks of, in Unix seconds.
 
-        The secure kernel's t1; without a record, when the challenge was issued: the quote is
-        younger than that.
-        """
-        if self.record is None:
-            return self.challenge.issued_at
-        return self.record.t1 // 1_000_000_000
+def time_of(record: SecureKernelRecord | None, challenge: Challenge) -> int:
+    """Return the end of what evidence speaks of, in Unix seconds.
+
+    The secure kernel's t1; without a record, when the challenge was issued: the quote is younger
+    than that.
+    """
+    return challenge.issued_at if record is None else record.t1 // 1_000_000_000
 
 
 def verify_evidence(

@@ -185,6 +185,7 @@ class SimulatedGuest:
         boot: Sequence[Measured] | None = None,
         files: Mapping[str, bytes] = FILES,
         facts: Sequence[Finding] = FACTS,
+        template: str = "ima-ng",
         release: str = "6.1.0-56-cloud-amd64",
         build_id: bytes = b"\x5a" * 20,
     ) -> None:
@@ -194,7 +195,7 @@ class SimulatedGuest:
         for one in self.boot:
             self.attester.measure(one.pcr, one.measured)
         self.log = encode_log(self.boot)
-        self.ima = SimulatedIma(self._boot_pcrs())
+        self.ima = SimulatedIma(self._boot_pcrs(), template=template)
         self.ima.boot_aggregate()
         self.files = dict(files)
         for path, content in files.items():

@@ -9,7 +9,8 @@ from undercroft.base import Nonce
 _DOMAIN = b"undercroft.evidence.v1\0"
 """Keeps this hash apart from any other use of the same key, and from other versions of ours."""
 
-_ABSENT, _PRESENT = b"\0", b"\1"
+_ABSENT = hashlib.sha256(b"\0").digest()
+_PRESENT = b"\1"
 
 
 def qualifying_data(
@@ -32,6 +33,8 @@ def qualifying_data(
 
 
 def _part(part: bytes | None) -> bytes:
-    state = hashlib.sha256(_ABSENT if part is None else _PRESENT)
-    state.update(part or b"")
+    if part is None:
+        return _ABSENT
+    state = hashlib.sha256(_PRESENT)
+    state.update(part)
     return state.digest()
