@@ -80,13 +80,32 @@ _CLAIM_SEVERITY: Final = (Tier.AFFIRMING, Tier.NONE, Tier.WARNING, Tier.CONTRAIN
 """The same for one claim: a warning that applies must be given (AR4SI section 2.3.3)."""
 
 
+def worst_of(tiers: Iterable[Tier | None]) -> Tier | None:
+    """Return the worst of ``tiers``, None if none of them counts."""
+    present = set(tiers)
+    for tier in _WORST_FIRST:
+        if tier in present:
+            return tier
+    return None
+
+
 def verdict_of(judgements: Iterable[Judgement]) -> Tier:
     """Return the worst tier; NONE if nothing counts, for nothing shown is nothing known."""
-    tiers = {judgement.tier for judgement in judgements}
-    for tier in _WORST_FIRST:
-        if tier in tiers:
-            return tier
-    return Tier.NONE
+    return worst_of([judgement.tier for judgement in judgements]) or Tier.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Judgements that belong together; ``tier`` is the worst of them, None if none counts."""
+
+    judgements: tuple[Judgement, ...]
+    tier: Tier | None
+
+    @classmethod
+    def of(cls, judgements: Iterable[Judgement]) -> Layer:
+        """Put ``judgements`` together."""
+        found = tuple(judgements)
+        return cls(found, worst_of([judgement.tier for judgement in found]))
 
 
 def _value(claim: TrustClaim, tier: Tier) -> int:
@@ -141,7 +160,12 @@ class Appraisal:
     nonce: Nonce
     appraised_at: int
     expires_at: int
-    judgements: tuple[Judgement, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def judgements(self) -> tuple[Judgement, ...]:
+        """Every judgement, in the order of the checks."""
+        return tuple([judgement for layer in self.layers for judgement in layer.judgements])
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -151,7 +175,7 @@ class Appraisal:
     @property
     def verdict(self) -> Tier:
         """AFFIRMING only if something was demanded and everything demanded was shown."""
-        return verdict_of(self.judgements)
+        return worst_of([layer.tier for layer in self.layers]) or Tier.NONE
 
     @property
     def trust_vector(self) -> dict[TrustClaim, int]:

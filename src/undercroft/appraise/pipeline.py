@@ -17,7 +17,7 @@ from undercroft.appraise.freshness import appraise_time, expiry
 from undercroft.appraise.identity import appraise_key, state_freshness, state_quirks
 from undercroft.appraise.ima_rules import ImaJudge
 from undercroft.appraise.kernel import appraise_kernel
-from undercroft.appraise.model import Appraisal, Judgement, failed
+from undercroft.appraise.model import Appraisal, Judgement, Layer, failed
 from undercroft.appraise.secureboot import appraise_secure_boot
 from undercroft.appraise.verified import VerifiedEvidence, time_of, verify_evidence
 from undercroft.base import Finding, Outcome
@@ -76,9 +76,9 @@ def appraise(
         Said(verified.trust.guest, verified.challenge, verified.quote.accepted_state),
         verified.record,
         now,
-        key=appraise_key(verified.trust, verified.quote, policy),
-        boot=boot_judgements(verified, references, policy),
-        files=tuple(appraise_files(verified, judge, policy)),
+        key=Layer.of(appraise_key(verified.trust, verified.quote, policy)),
+        boot=Layer.of(boot_judgements(verified, references, policy)),
+        files=Layer.of(appraise_files(verified, judge, policy)),
     )
 
 
@@ -116,9 +116,9 @@ def assemble(
     record: SecureKernelRecord | None,
     now: int,
     *,
-    key: tuple[Judgement, ...],
-    boot: tuple[Judgement, ...],
-    files: tuple[Judgement, ...],
+    key: Layer,
+    boot: Layer,
+    files: Layer,
 ) -> Appraisal:
     """Judge what changes with every quote, and put all judgements together."""
     references, policy, policy_id = rules
@@ -131,13 +131,17 @@ def assemble(
         nonce=challenge.nonce,
         appraised_at=now,
         expires_at=expiry(seen, policy, now),
-        judgements=(
-            *key,
-            state_freshness(challenge, counters, binds_record=record is not None),
-            appraise_time(challenge.issued_at, seen, policy, now),
-            *boot,
-            *files,
-            *appraise_kernel(record, references, policy),
+        layers=(
+            key,
+            Layer.of(
+                (
+                    state_freshness(challenge, counters, binds_record=record is not None),
+                    appraise_time(challenge.issued_at, seen, policy, now),
+                )
+            ),
+            boot,
+            files,
+            Layer.of(appraise_kernel(record, references, policy)),
         ),
     )
 

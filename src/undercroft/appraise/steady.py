@@ -20,7 +20,7 @@ from undercroft.appraise.files import as_required, no_list
 from undercroft.appraise.identity import appraise_key
 from undercroft.appraise.ima import BOOT_AGGREGATE, appraise_ima, replay_finding, summary_of
 from undercroft.appraise.ima_carried import ImaCarried
-from undercroft.appraise.model import Appraisal, Judgement, stated
+from undercroft.appraise.model import Appraisal, Judgement, Layer, stated
 from undercroft.appraise.pipeline import Rulebook, Said, assemble, boot_judgements
 from undercroft.appraise.steady_state import SteadyState
 from undercroft.appraise.steady_swift import Step, Swift
@@ -77,7 +77,7 @@ class SteadySession:
         self.state = state
         self._ak = trusted_key(trust)
         self._rules = rules.rules
-        self._key: tuple[Judgement, ...] = ()
+        self._key = self._boot = Layer.of(())
         self._swift: Swift | None = None
         self._aggregate: Judgement
 
@@ -113,7 +113,7 @@ class SteadySession:
             ima=carried,
         )
         self._settle(state, evidence, challenge, verified.quote, files)
-        return self._assemble(state, challenge, verified.record, now, files)
+        return self._assemble(challenge, verified.record, now, files)
 
     def next(self, evidence: Evidence, challenge: Challenge, now: int) -> Appraisal:
         """Verify and appraise evidence whose IMA list holds only the entries from ``ima_offset``.
@@ -137,7 +137,7 @@ class SteadySession:
         files, carried = self._files(replayed, quote, state.ima)
         state = _advanced(state, quote.accepted_state, carried)
         self._settle(state, evidence, challenge, quote, files)
-        return self._assemble(state, challenge, record, now, files)
+        return self._assemble(challenge, record, now, files)
 
     def _go_on(
         self, step: Step, state: SteadyState, evidence: Evidence, challenge: Challenge, now: int
@@ -153,7 +153,7 @@ class SteadySession:
             self._aggregate,
             summary_of(step.state.count, judge, step.tally, 0),
         )
-        return self._assemble(state, challenge, record, now, files)
+        return self._assemble(challenge, record, now, files)
 
     def _settle(
         self,
@@ -165,7 +165,8 @@ class SteadySession:
     ) -> None:
         """Keep ``state`` and what is the same in every quote until the machine boots again."""
         self.state = state
-        self._key = appraise_key(self.trust, quote, self.rules.policy)
+        self._key = Layer.of(appraise_key(self.trust, quote, self.rules.policy))
+        self._boot = Layer.of(state.boot)
         self._swift = None
         found = [judgement for judgement in files if judgement.finding.id == BOOT_AGGREGATE]
         if found and found[0].tier is Tier.AFFIRMING:
@@ -185,14 +186,22 @@ class SteadySession:
 
     def _assemble(
         self,
-        state: SteadyState,
         challenge: Challenge,
         record: SecureKernelRecord | None,
         now: int,
         files: tuple[Judgement, ...],
     ) -> Appraisal:
-        said = Said(self.trust.guest, challenge, state.accepted)
-        return assemble(self._rules, said, record, now, key=self._key, boot=state.boot, files=files)
+        assert self.state is not None  # whoever calls has set it
+        said = Said(self.trust.guest, challenge, self.state.accepted)
+        return assemble(
+            self._rules,
+            said,
+            record,
+            now,
+            key=self._key,
+            boot=self._boot,
+            files=Layer.of(files),
+        )
 
 
 def _advanced(state: SteadyState, counters: AcceptedState, ima: ImaCarried | None) -> SteadyState:

@@ -14,6 +14,7 @@ from undercroft.appraise.model import (
     EXIT_STATUS,
     Appraisal,
     Judgement,
+    Layer,
     failed,
     passed,
     stated,
@@ -31,7 +32,8 @@ OPEN = Finding("ima.list", Outcome.UNKNOWN, "no list")
 
 
 def appraisal(*judgements: Judgement) -> Appraisal:
-    return Appraisal("demo", "default;sha256=0", "set", Nonce(bytes(16)), 100, 400, judgements)
+    layers = (Layer.of(judgements[:2]), Layer.of(judgements[2:]))
+    return Appraisal("demo", "default;sha256=0", "set", Nonce(bytes(16)), 100, 400, layers)
 
 
 def test_nothing_shown_is_nothing_known() -> None:
