@@ -45,16 +45,16 @@ from undercroft.verify.ima import ReplayedIma
 from undercroft.verify.ima_boot import I9_BOOT_AGGREGATE, verify_boot_aggregate
 from undercroft.verify.ima_state import ImaState
 
-C1_STATE = Check(
-    "C1",
+P1_STATE = Check(
+    "P1",
     "ima.carried-state",
     "the carried appraisal left the state that the replay went on from",
     "",
 )
-C2_JUDGE = Check(
-    "C2", "ima.carried-judge", "the carried appraisal was made with these rules and references", ""
+P2_JUDGE = Check(
+    "P2", "ima.carried-judge", "the carried appraisal was made with these rules and references", ""
 )
-CHECKS = (C1_STATE, C2_JUDGE)
+CHECKS = (P1_STATE, P2_JUDGE)
 
 BOOT_AGGREGATE = "ima.boot-aggregate"
 """Id of the finding that the list belongs to the boot that the boot PCRs speak of."""
@@ -105,13 +105,13 @@ def _checked(carried: ImaCarried | None, replayed: ReplayedIma, judge: ImaJudge)
         or carried.state.count != replayed.first
         or not carried.state.same_boot(replayed.state)
     ):
-        raise C1_STATE.failed(
+        raise P1_STATE.failed(
             "the carried appraisal left another state than the replay went on from",
             expected=f"an appraisal of {replayed.first} entries of this boot",
             got=f"one of {carried.state.count}" if carried else "none",
         )
     if carried.judge_id != judge.id:
-        raise C2_JUDGE.failed(
+        raise P2_JUDGE.failed(
             "the carried appraisal was made with other rules or references",
             expected=judge.id.hex(),
             got=carried.judge_id.hex(),

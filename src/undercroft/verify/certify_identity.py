@@ -29,7 +29,7 @@ from undercroft.verify.checks_key_certificate import (
 
 _SOURCE = "TCG TPM 2.0 Keys for Device Identity and Attestation 1.0, 8"
 IAK_CERTIFICATE = profile(
-    "I",
+    "U",
     "iak",
     1,
     purpose=KP_AIK_CERTIFICATE,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from undercroft.base import HashAlgorithm, VerificationError
+from undercroft.base import Finding, HashAlgorithm, JsonValue, Outcome, VerificationError
 from undercroft.formats.tpm import Scheme
 
 
@@ -23,6 +24,10 @@ class Check:
     ) -> VerificationError:
         """Return (not raise) the error of this check."""
         return VerificationError(self.id, what, expected=expected, got=got, remedy=remedy)
+
+    def finding(self, outcome: Outcome, summary: str, details: Mapping[str, JsonValue]) -> Finding:
+        """Return what this check found."""
+        return Finding(self.id, outcome, summary, details, self.source)
 
 
 class Weakness(enum.Enum):

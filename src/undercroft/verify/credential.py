@@ -26,13 +26,13 @@ from undercroft.verify.ak_key import HASHES
 from undercroft.verify.checks import Check
 from undercroft.verify.ek import CertifiedEk, EndorsementKey, PinnedEk
 
-V1_SECRET = Check(
-    "V1",
+M1_SECRET = Check(
+    "M1",
     "activation.secret",
     "the TPM gave back the secret, so it holds the endorsement key and the attestation key",
     "TPM 2.0 Part 1, 24; Part 3, 12.5",
 )
-CHECKS = (V1_SECRET,)
+CHECKS = (M1_SECRET,)
 
 SECRET_SIZE = 32
 """Bytes of the secret: the most that every EK profile's nameAlg can carry."""
@@ -68,10 +68,10 @@ def challenge_activation(ak: AttestationKey, ek: GenuineEk, random: Random) -> A
 
 
 def verify_activation(challenge: ActivationChallenge, answer: bytes) -> ActivatedAk:
-    """Check that ``answer`` is the challenge's secret.  Raises VerificationError (V1)."""
+    """Check that ``answer`` is the challenge's secret.  Raises VerificationError (M1)."""
     if not hmac.compare_digest(challenge.secret, answer):
         # The secret is not repeated in the error: it is still a secret.
-        raise V1_SECRET.failed(
+        raise M1_SECRET.failed(
             "the answer is not the secret: the TPM does not hold both keys",
             expected=f"{len(challenge.secret)} secret bytes",
             got=f"{len(answer)} other bytes",

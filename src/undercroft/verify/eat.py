@@ -14,18 +14,18 @@ from undercroft.base import Nonce
 from undercroft.formats.evidence.eat import CoseAlgorithm, EatClaims, UnverifiedEat
 from undercroft.verify.checks import Check
 
-E1_KEY = Check(
-    "E1",
+T1_KEY = Check(
+    "T1",
     "eat.algorithm",
     "the algorithm is the one of the collector's key: ES256 on P-256, ES384 on P-384",
     "RFC 9053, 2.1",
 )
-E2_SIGNATURE = Check(
-    "E2", "eat.signature", "the collector's key signed the claims", "RFC 9052, 4.4"
+T2_SIGNATURE = Check(
+    "T2", "eat.signature", "the collector's key signed the claims", "RFC 9052, 4.4"
 )
-E3_NONCE = Check("E3", "eat.nonce", "eat_nonce is the challenge's", "RFC 9711, 4.1")
-E4_TIME = Check("E4", "eat.time", "iat is not after now", "RFC 9711, 4.3.1")
-CHECKS = (E1_KEY, E2_SIGNATURE, E3_NONCE, E4_TIME)
+T3_NONCE = Check("T3", "eat.nonce", "eat_nonce is the challenge's", "RFC 9711, 4.1")
+T4_TIME = Check("T4", "eat.time", "iat is not after now", "RFC 9711, 4.3.1")
+CHECKS = (T1_KEY, T2_SIGNATURE, T3_NONCE, T4_TIME)
 
 MAX_SKEW_S = 60
 """How far a collector's clock may run ahead of ours, in seconds."""
@@ -45,7 +45,7 @@ def verify_eat(
     """
     curve, digest = _CURVES[eat.algorithm]
     if not isinstance(key.curve, curve):
-        raise E1_KEY.failed(
+        raise T1_KEY.failed(
             "the envelope's algorithm is not the key's", expected=key.curve.name, got=curve.name
         )
     half = eat.algorithm.signature_size // 2
@@ -53,13 +53,13 @@ def verify_eat(
     try:
         key.verify(encode_dss_signature(r, s), eat.signed_bytes, ec.ECDSA(digest))
     except InvalidSignature:
-        raise E2_SIGNATURE.failed("the signature is not the collector's") from None
+        raise T2_SIGNATURE.failed("the signature is not the collector's") from None
     if not nonce.matches(eat.claims.nonce.value):
-        raise E3_NONCE.failed(
+        raise T3_NONCE.failed(
             "the envelope answers another challenge", expected=nonce, got=eat.claims.nonce
         )
     if eat.claims.issued_at > now + MAX_SKEW_S:
-        raise E4_TIME.failed(
+        raise T4_TIME.failed(
             "the envelope is from the future", expected=f"at most {now}", got=eat.claims.issued_at
         )
     return eat.claims

@@ -5,7 +5,7 @@
 are the digests of the log's events what was extended, in that order, per PCR; the order of
 events between PCRs, their types and whatever is ``claimed_`` remain the log writer's word.
 
-Check ids raised here: ``eventlog.bank``, ``eventlog.replay``.
+The checks are numbered; :data:`CHECKS` is the table.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from undercroft.formats.eventlog import Event, EventLog, LogFormat
 from undercroft.formats.eventlog.types import NO_ACTION
 from undercroft.formats.eventlog.value import hasher
 from undercroft.formats.eventlog.words import register_name
+from undercroft.verify.checks import Check
 from undercroft.verify.quirks import (
     DRTM_PCRS,
     NO_PCR,
@@ -32,6 +33,20 @@ from undercroft.verify.quirks import (
     replay_quirks,
     startup_localities,
 )
+
+G1_BANK = Check(
+    "G1",
+    "eventlog.bank",
+    "PCRs were quoted, in banks that the log has a digest of every event for",
+    "PFP 1.06, 10.4.5.1",
+)
+G2_REPLAY = Check(
+    "G2",
+    "eventlog.replay",
+    "every quoted PCR is what the log replays to",
+    "PFP 1.06, 3.3.4 and 10.4; PTP 1.05, 4.6.2 (start values)",
+)
+CHECKS = (G1_BANK, G2_REPLAY)
 
 OS_EXTENDED_PCRS = frozenset({10, 11, 15, 16, 23})
 """PCRs that are also extended after the firmware's log has ended: IMA (10), systemd-pcrextend
@@ -153,8 +168,8 @@ def verify_eventlog(
     ``OS_EXTENDED_REGISTERS``) and in a D-RTM PCR without events may it differ, and is then
     unexplained.  A PCR without events must have its start value.
 
-    Raises VerificationError: ``eventlog.bank`` if there is nothing to compare with or the log
-    cannot be replayed in a quoted bank, ``eventlog.replay`` for the first PCR that differs.
+    Raises VerificationError: G1 if there is nothing to compare with or the log cannot be replayed
+    in a quoted bank, G2 for the first PCR that differs.
     """
     replayed = replay_eventlog(log)
     _check_banks(replayed, quoted)
@@ -215,12 +230,11 @@ def _with_digests(event: Event, algorithms: set[HashAlgorithm]) -> Event:
 
 def _check_banks(replayed: ReplayedPcrs, quoted: Sequence[PcrBank]) -> None:
     if not any(bank.values for bank in quoted):
-        raise VerificationError("eventlog.bank", "no PCR was quoted: there is nothing to compare")
+        raise G1_BANK.failed("no PCR was quoted: there is nothing to compare")
     for bank in quoted:
         if bank.algorithm not in replayed.banks:
             reason = replayed.left_out.get(bank.algorithm, "the log has no digest of that bank")
-            raise VerificationError(
-                "eventlog.bank",
+            raise G1_BANK.failed(
                 f"the log cannot be replayed in the quoted {bank.algorithm} bank: {reason}",
                 expected=" or ".join(map(str, replayed.banks)) or "a bank that the log has",
                 got=bank.algorithm,
@@ -270,8 +284,7 @@ def _differs(
     values = [_plain(replayed, pcr, bank.algorithm) for bank in banks]
     pairs = zip(banks, values, strict=True)
     bank, value = next(pair for pair in pairs if not _same(pair[1], pair[0], pcr))
-    return VerificationError(
-        "eventlog.replay",
+    return G2_REPLAY.failed(
         f"{name} of the {bank.algorithm} bank is not what the event log replays to",
         expected=value.hex(),
         got=bank.values[pcr].hex(),

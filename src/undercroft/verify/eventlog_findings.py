@@ -1,12 +1,6 @@
 """What a verified event log leaves to say, as findings.
 
-====================== ==========================================================================
-eventlog.pcrs          every quoted PCR is accounted for by the log
-eventlog.types         every event has a type that we know
-eventlog.data          every event's data follows its type and its digest
-eventlog.separators    the firmware finished PCRs 0 to 7 without reporting an error
-eventlog.quirks        which rows of the quirk table fired
-====================== ==========================================================================
+The checks are numbered; :data:`CHECKS` is the table.
 """
 
 from __future__ import annotations
@@ -26,13 +20,30 @@ from undercroft.formats.eventlog import (
 from undercroft.formats.eventlog.actions import SEPARATORS, Separator
 from undercroft.formats.eventlog.decode import UNKNOWN_TYPE
 from undercroft.formats.eventlog.value import hashes_to
+from undercroft.verify.checks import Check
 from undercroft.verify.eventlog import ReplayedLog
 
-_SOURCE = "PC Client Platform Firmware Profile 1.06, section 10.4.1"
+_ROWS = (
+    ("pcrs", "every quoted PCR is accounted for by the log", "3.3.4"),
+    ("types", "every event has a type that we know", "10.4.1"),
+    ("data", "every event's data follows its type and its digest", "10.4.1"),
+    ("separators", "the firmware finished PCRs 0 to 7 without reporting an error", "10.4.1"),
+    ("quirks", "which rows of the quirk table fired", "10.4"),
+)
+CHECKS = tuple(
+    Check(
+        f"J{number}",
+        f"eventlog.{name}",
+        says,
+        f"PC Client Platform Firmware Profile 1.06, {clause}",
+    )
+    for number, (name, says, clause) in enumerate(_ROWS, 1)
+)
+_BY_NAME = {name: check for (name, _, _), check in zip(_ROWS, CHECKS, strict=True)}
 
 
 def judge_eventlog(replayed: ReplayedLog) -> tuple[Finding, ...]:
-    """Return one finding per check, in the order of the table above."""
+    """Return one finding per check, in the order of :data:`CHECKS`."""
     events = replayed.log.events
     unknown = [e for e in events if isinstance(e.decoded, Opaque) and e.decoded.why == UNKNOWN_TYPE]
     broken = [
@@ -48,7 +59,7 @@ def judge_eventlog(replayed: ReplayedLog) -> tuple[Finding, ...]:
 
 
 def _finding(check: str, outcome: Outcome, summary: str, **details: JsonValue) -> Finding:
-    return Finding(f"eventlog.{check}", outcome, summary, details, _SOURCE)
+    return _BY_NAME[check].finding(outcome, summary, details)
 
 
 def _pcrs(replayed: ReplayedLog) -> Finding:

@@ -20,6 +20,7 @@ from undercroft.base import HashAlgorithm, PcrBank
 from undercroft.formats.ima import FileDigest, ImaList
 from undercroft.verify.checks import Check
 from undercroft.verify.ima_boot import I9_BOOT_AGGREGATE, I10_BOOT_AGGREGATE_BANK
+from undercroft.verify.ima_quirks import PADDED_SHA1
 from undercroft.verify.ima_state import ExtendRule, ImaState
 from undercroft.verify.ima_walk import (
     I5_PCR_MISSING,
@@ -36,16 +37,26 @@ I1_STATE_BOOT = Check(
     "TPM 2.0 Part 2, 10.11.1: resetCount",
 )
 I2_STATE_BANK = Check(
-    "I2", "ima.state-bank", "the carried state was made over the bank that is replayed now", ""
+    "I2",
+    "ima.state-bank",
+    "the carried state was made over the bank that is replayed now",
+    "Linux security/integrity/ima/ima_queue.c: each bank is extended with its own digest",
 )
-I3_BANK = Check("I3", "ima.bank", "the bank's hash can be computed here", "")
+I3_BANK = Check(
+    "I3", "ima.bank", "the bank's hash can be computed here", "TCG Algorithm Registry 1.34, table 3"
+)
 I4_FIRST = Check(
     "I4",
     "ima.boot-aggregate-entry",
     "the list of a boot starts with its boot_aggregate",
     "Linux security/integrity/ima/ima_init.c: ima_add_boot_aggregate",
 )
-I8_EMPTY = Check("I8", "ima.empty", "the quote vouches for at least one entry", "")
+I8_EMPTY = Check(
+    "I8",
+    "ima.empty",
+    "the quote vouches for at least one entry",
+    "Linux security/integrity/ima/ima_init.c: a list starts with its boot_aggregate",
+)
 CHECKS = (
     I1_STATE_BOOT,
     I2_STATE_BANK,
@@ -92,7 +103,7 @@ class ReplayedIma:
     @property
     def quirks(self) -> tuple[str, ...]:
         """Ids of the rules that fired although a current kernel does not need them."""
-        return () if self.rule is ExtendRule.TEMPLATE_HASH else ("ima.padded-sha1",)
+        return () if self.rule is ExtendRule.TEMPLATE_HASH else (PADDED_SHA1.id,)
 
 
 def replay_ima(

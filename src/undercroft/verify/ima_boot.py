@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from undercroft.base import HashAlgorithm, PcrBank, VerificationError
 from undercroft.formats.ima import FileDigest
 from undercroft.verify.checks import Check
+from undercroft.verify.ima_quirks import BOOT_AGGREGATE_PCRS_0_7
 from undercroft.verify.ima_walk import hasher_of
 
 _SOURCE = "Linux security/integrity/ima/ima_crypto.c: ima_calc_boot_aggregate"
@@ -69,7 +70,7 @@ def verify_boot_aggregate(digest: FileDigest, banks: Sequence[PcrBank]) -> Verif
 
 _COVERED: tuple[tuple[range, tuple[str, ...]], ...] = (
     (range(10), ()),
-    (range(8), ("ima.boot-aggregate-pcrs-0-7",)),
+    (range(8), (BOOT_AGGREGATE_PCRS_0_7.id,)),
 )
 _COVERED_BY_SHA1: tuple[tuple[range, tuple[str, ...]], ...] = ((range(8), ()),)
 

@@ -7,21 +7,7 @@ type the log gives it; before it only variables whose digest covers their name c
 event that we do not understand there makes the answer UNKNOWN: a log could hide the real
 SecureBoot variable under another type and show one that was extended later.
 
-Checks (PFP 1.06, section 3.3.4.8; UEFI 2.10, chapter 32):
-
-====================== ==========================================================================
-secureboot.measured    PCR 7 is vouched for and has the shape that firmware gives it
-secureboot.enabled     the variable SecureBoot is 1
-secureboot.mode        user or deployed mode; not setup mode, not audit mode
-secureboot.keys        PK, KEK, db and dbx are measured and readable
-secureboot.debug       no debugger, no disabled DMA protection
-secureboot.authorities every entry that verified an image stands in db, or is shim's own
-secureboot.images      every application is explained by a db entry or an authority
-secureboot.drivers     every driver is
-secureboot.revoked     no loaded image and no authority is in dbx
-secureboot.sbat        the SBAT level, where shim is in the chain
-secureboot.shim        shim verifies what it loads
-====================== ==========================================================================
+The checks are numbered; ``secureboot_checks.CHECKS`` is the table.
 """
 
 from __future__ import annotations
@@ -39,6 +25,7 @@ from undercroft.formats.eventlog.firmware import ImageLoad
 from undercroft.formats.eventlog.ipl import ShimVariable
 from undercroft.formats.eventlog.variables import Flag, Text, UefiVariable
 from undercroft.verify.eventlog import ReplayedLog
+from undercroft.verify.secureboot_checks import finding
 from undercroft.verify.secureboot_pcr7 import KEYS, MODES, Authority, Policy, take_apart
 
 _APPLICATION = EventType.EV_EFI_BOOT_SERVICES_APPLICATION
@@ -49,7 +36,6 @@ _IMAGE_TYPES = frozenset(
         EventType.EV_EFI_RUNTIME_SERVICES_DRIVER,
     }
 )
-_SOURCE = "PC Client Platform Firmware Profile 1.06, section 3.3.4.8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +63,8 @@ class _Boot:
     events: tuple[Event, ...]
 
 
-def _finding(check: str, outcome: Outcome, summary: str, **details: JsonValue) -> Finding:
-    return Finding(f"secureboot.{check}", outcome, summary, details, _SOURCE)
-
-
 def judge_secure_boot(replayed: ReplayedLog) -> tuple[Finding, ...]:
-    """Return one finding per check, in the order of the table above.
+    """Return one finding per check, in the order of that table.
 
     Where the quote does not vouch for PCR 7 every finding is UNKNOWN.
     """
@@ -90,10 +72,10 @@ def judge_secure_boot(replayed: ReplayedLog) -> tuple[Finding, ...]:
     register = 1 if kind is LogFormat.CCEL else 7
     if register not in replayed.explained:
         why = f"the quote vouches for no event of PCR 7 (register {register} of the log)"
-        return tuple(_finding(name, Outcome.UNKNOWN, why) for name in _CHECKS)
+        return tuple(finding(name, Outcome.UNKNOWN, why) for name in _JUDGES)
     policy = take_apart([e for e in replayed.vouched if e.pcr == register], kind)
     boot = _boot(replayed, policy)
-    return tuple(check(boot) for check in _CHECKS.values())
+    return tuple(check(boot) for check in _JUDGES.values())
 
 
 def _boot(replayed: ReplayedLog, policy: Policy) -> _Boot:
@@ -119,9 +101,9 @@ def _claimed_path(event: Event) -> str:
 def _measured(boot: _Boot) -> Finding:
     policy = boot.policy
     if not policy.separated:
-        return _finding("measured", Outcome.FAIL, "PCR 7 has no separator: firmware never left it")
+        return finding("measured", Outcome.FAIL, "PCR 7 has no separator: firmware never left it")
     if policy.changed:
-        return _finding(
+        return finding(
             "measured",
             Outcome.FAIL,
             "Secure Boot variables changed after the firmware had finished with PCR 7",
@@ -129,23 +111,23 @@ def _measured(boot: _Boot) -> Finding:
         )
     odd = [*policy.odd_before, *policy.odd_after]
     if odd:
-        return _finding(
+        return finding(
             "measured",
             Outcome.UNKNOWN,
             "PCR 7 holds events that its data does not explain",
             events=odd,
         )
-    return _finding("measured", Outcome.PASS, "PCR 7 has the shape that firmware gives it")
+    return finding("measured", Outcome.PASS, "PCR 7 has the shape that firmware gives it")
 
 
 def _enabled(boot: _Boot) -> Finding:
     value = boot.policy.flag("SecureBoot")
     if value == 1 and boot.policy.separated and not boot.policy.odd_before:
-        return _finding("enabled", Outcome.PASS, "Secure Boot was enabled")
+        return finding("enabled", Outcome.PASS, "Secure Boot was enabled")
     if value == 0:
-        return _finding("enabled", Outcome.FAIL, "Secure Boot was disabled", SecureBoot=0)
+        return finding("enabled", Outcome.FAIL, "Secure Boot was disabled", SecureBoot=0)
     why = "the variable SecureBoot is not measured in a way that can be believed"
-    return _finding("enabled", Outcome.UNKNOWN, why, SecureBoot=value)
+    return finding("enabled", Outcome.UNKNOWN, why, SecureBoot=value)
 
 
 def _mode(boot: _Boot) -> Finding:
@@ -153,17 +135,15 @@ def _mode(boot: _Boot) -> Finding:
     flags = {name: policy.flag(name) for name in MODES}
     platform_key = policy.variables.get("PK")
     if flags["AuditMode"] == 1:
-        return _finding(
-            "mode", Outcome.FAIL, "audit mode: images run without verification", **flags
-        )
+        return finding("mode", Outcome.FAIL, "audit mode: images run without verification", **flags)
     if flags["SetupMode"] == 1 or (platform_key and not platform_key.data):
-        return _finding("mode", Outcome.FAIL, "setup mode: no platform key is enrolled", **flags)
+        return finding("mode", Outcome.FAIL, "setup mode: no platform key is enrolled", **flags)
     if flags["DeployedMode"] == 1:
-        return _finding("mode", Outcome.PASS, "deployed mode", **flags)
+        return finding("mode", Outcome.PASS, "deployed mode", **flags)
     if platform_key:
         # Setup mode and audit mode have no platform key (UEFI 2.10, section 32.3).
-        return _finding("mode", Outcome.PASS, "user mode, or deployed and not measured", **flags)
-    return _finding("mode", Outcome.UNKNOWN, "the log does not tell the mode", **flags)
+        return finding("mode", Outcome.PASS, "user mode, or deployed and not measured", **flags)
+    return finding("mode", Outcome.UNKNOWN, "the log does not tell the mode", **flags)
 
 
 def _keys(boot: _Boot) -> Finding:
@@ -177,10 +157,10 @@ def _keys(boot: _Boot) -> Finding:
             counts[name] = sum(len(entry.signatures) for entry in lists)
     if missing:
         why = f"not measured, or not readable: {', '.join(missing)}"
-        return _finding("keys", Outcome.UNKNOWN, why, entries=counts)
+        return finding("keys", Outcome.UNKNOWN, why, entries=counts)
     empty = [name for name in ("PK", "KEK", "db") if not counts[name]]
     if empty:
-        return _finding("keys", Outcome.FAIL, f"empty: {', '.join(empty)}", entries=counts)
+        return finding("keys", Outcome.FAIL, f"empty: {', '.join(empty)}", entries=counts)
     subjects = [
         certificate.subject
         for entry in boot.policy.lists("db") or ()
@@ -188,7 +168,7 @@ def _keys(boot: _Boot) -> Finding:
         for signature in entry.signatures
         if (certificate := summarise_certificate(signature.data))
     ]
-    return _finding(
+    return finding(
         "keys", Outcome.PASS, "PK, KEK, db and dbx are measured", entries=counts, db=subjects
     )
 
@@ -198,10 +178,10 @@ def _debug(boot: _Boot) -> Finding:
         text for text in boot.policy.actions if text in (UEFI_DEBUG_MODE, DMA_PROTECTION_DISABLED)
     ]
     if seen:
-        return _finding("debug", Outcome.FAIL, f"the firmware reports: {', '.join(seen)}")
+        return finding("debug", Outcome.FAIL, f"the firmware reports: {', '.join(seen)}")
     if boot.policy.odd_before or boot.policy.odd_after:
-        return _finding("debug", Outcome.UNKNOWN, "PCR 7 holds events that are not understood")
-    return _finding("debug", Outcome.PASS, "no debugger and no disabled DMA protection reported")
+        return finding("debug", Outcome.UNKNOWN, "PCR 7 holds events that are not understood")
+    return finding("debug", Outcome.PASS, "no debugger and no disabled DMA protection reported")
 
 
 def _in_db(policy: Policy, authority: Authority) -> bool:
@@ -221,13 +201,13 @@ def _authorities(boot: _Boot) -> Finding:
     ]
     if strangers:
         why = "an image was verified by an entry that db does not have"
-        return _finding("authorities", Outcome.FAIL, why, strangers=strangers, authorities=named)
+        return finding("authorities", Outcome.FAIL, why, strangers=strangers, authorities=named)
     if policy.odd_after or policy.lists("db") is None:
         why = "not everything in PCR 7 that may have verified an image is understood"
-        return _finding("authorities", Outcome.UNKNOWN, why, authorities=named)
+        return finding("authorities", Outcome.UNKNOWN, why, authorities=named)
     if not named:
-        return _finding("authorities", Outcome.UNKNOWN, "no entry verified an image")
-    return _finding(
+        return finding("authorities", Outcome.UNKNOWN, "no entry verified an image")
+    return finding(
         "authorities",
         Outcome.PASS,
         f"images were verified by {'; '.join(named)}",
@@ -282,9 +262,9 @@ def _explained(check: str, boot: _Boot, images: Iterable[_Image]) -> Finding:
     enabled = boot.policy.flag("SecureBoot")
     if enabled == 0:
         why = "Secure Boot was disabled: nothing verified what was loaded"
-        return _finding(check, Outcome.FAIL, why)
+        return finding(check, Outcome.FAIL, why)
     if boot.unvouched:
-        return _finding(check, Outcome.UNKNOWN, _no_images(boot))
+        return finding(check, Outcome.UNKNOWN, _no_images(boot))
     reasons = [(image, _explain(boot, image)) for image in images]
     explained = [{**i.details, "claimed_verified_by": why} for i, why in reasons if why]
     unexplained = [i.details for i, why in reasons if not why]
@@ -293,25 +273,25 @@ def _explained(check: str, boot: _Boot, images: Iterable[_Image]) -> Finding:
         # edk2's PcdOptionRomImageVerificationPolicy may let option ROMs run unverified.
         outcome = Outcome.FAIL if check == "images" else Outcome.UNKNOWN
         why = f"{len(unexplained)} of the {check} were loaded with no entry of db to explain them"
-        return _finding(check, outcome, why, **details)
+        return finding(check, outcome, why, **details)
     if boot.odd_images or enabled is None or (check == "images" and not explained):
         why = f"the log does not tell all {check} that were loaded, or what verified them"
-        return _finding(check, Outcome.UNKNOWN, why, events=boot.odd_images, **details)
+        return finding(check, Outcome.UNKNOWN, why, events=boot.odd_images, **details)
     why = f"all {len(explained)} {check} that were loaded are explained"
-    return _finding(check, Outcome.PASS, why, **details)
+    return finding(check, Outcome.PASS, why, **details)
 
 
 def _revoked(boot: _Boot) -> Finding:
     policy = boot.policy
     if policy.lists("dbx") is None:
-        return _finding("revoked", Outcome.UNKNOWN, "dbx is not measured or not readable")
+        return finding("revoked", Outcome.UNKNOWN, "dbx is not measured or not readable")
     images = [image.details for image in boot.images if _listed(policy, "dbx", image)]
     authorities = [a.name for a in policy.authorities if _is_revoked(policy, a)]
     if images or authorities:
         why = "dbx revokes something that was used in this boot"
-        return _finding("revoked", Outcome.FAIL, why, images=images, authorities=authorities)
+        return finding("revoked", Outcome.FAIL, why, images=images, authorities=authorities)
     if boot.unvouched:
-        return _finding("revoked", Outcome.UNKNOWN, _no_images(boot))
+        return finding("revoked", Outcome.UNKNOWN, _no_images(boot))
     kinds = {kind for kind, _ in policy.entries("dbx") if kind in _HASH_TYPES}
     unseen = [
         str(_HASH_TYPES[kind])
@@ -320,9 +300,9 @@ def _revoked(boot: _Boot) -> Finding:
     ]
     if unseen:
         why = f"dbx has hashes of a kind that the log lacks: {', '.join(unseen)}"
-        return _finding("revoked", Outcome.UNKNOWN, why)
+        return finding("revoked", Outcome.UNKNOWN, why)
     count = sum(1 for _ in policy.entries("dbx"))
-    return _finding(
+    return finding(
         "revoked", Outcome.PASS, f"none of the {count} entries of dbx was used", entries=count
     )
 
@@ -349,13 +329,13 @@ def _sbat(boot: _Boot) -> Finding:
     if variable is None:
         if policy.uses_shim or policy.odd_after:
             why = "shim is in the chain and measured no SBAT level"
-            return _finding("sbat", Outcome.UNKNOWN, why)
-        return _finding("sbat", Outcome.PASS, "no shim in the chain: no SBAT level applies")
+            return finding("sbat", Outcome.UNKNOWN, why)
+        return finding("sbat", Outcome.PASS, "no shim in the chain: no SBAT level applies")
     levels = _sbat_levels(variable)
     if levels is None:
-        return _finding("sbat", Outcome.UNKNOWN, "the SBAT level is not readable")
+        return finding("sbat", Outcome.UNKNOWN, "the SBAT level is not readable")
     level, generations = levels
-    return _finding(
+    return finding(
         "sbat", Outcome.PASS, f"SBAT level {level}", level=level, generations=generations
     )
 
@@ -388,15 +368,15 @@ def _shim(boot: _Boot) -> Finding:
     ]
     if insecure:
         why = "shim's verification is switched off (MokSBState)"
-        return _finding("shim", Outcome.FAIL, why)
+        return finding("shim", Outcome.FAIL, why)
     if boot.policy.odd_after:
-        return _finding("shim", Outcome.UNKNOWN, "PCR 7 holds events that are not understood")
+        return finding("shim", Outcome.UNKNOWN, "PCR 7 holds events that are not understood")
     if not boot.policy.uses_shim:
-        return _finding("shim", Outcome.PASS, "no shim in the chain")
-    return _finding("shim", Outcome.PASS, "shim verifies what it loads")
+        return finding("shim", Outcome.PASS, "no shim in the chain")
+    return finding("shim", Outcome.PASS, "shim verifies what it loads")
 
 
-_CHECKS: Mapping[str, Callable[[_Boot], Finding]] = {
+_JUDGES: Mapping[str, Callable[[_Boot], Finding]] = {
     "measured": _measured,
     "enabled": _enabled,
     "mode": _mode,
