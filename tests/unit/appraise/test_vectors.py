@@ -18,6 +18,9 @@ from undercroft.policy import parse_policy
 from undercroft.reference.serialise import parse_reference_set
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "evidence"
+RECORDED = VECTORS.with_name("evidence-recorded")
+"""What real guests answered: Debian 12's cloud kernel under QEMU, with OVMF and swtpm; left alone,
+with a function patched by a kernel module, and with a process unlinked from the task list."""
 
 
 def _builder() -> ModuleType:
@@ -58,6 +61,13 @@ def outcome(folder: Path) -> dict[str, Any]:
 def test_a_case_gives_what_it_names(name: str) -> None:
     folder = VECTORS / name
     assert outcome(folder) == json.loads((folder / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["honest", "inline-patch", "hidden-process"])
+def test_a_recorded_case_gives_the_verdict_it_had(name: str) -> None:
+    expected = json.loads((RECORDED / name / "expected.json").read_text())
+    assert outcome(RECORDED / name) == expected
+    assert (expected["verdict"] == "affirming") is (name == "honest")
 
 
 @pytest.mark.parametrize("name", build.CASES)
