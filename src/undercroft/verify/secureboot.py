@@ -235,13 +235,15 @@ def _explain(boot: _Boot, image: _Image) -> str:
     """Return what verified an image, "" if nothing in the log did.
 
     An authority is measured once, with the first image that it verifies, before that image or
-    (shim, older edk2) as the next event: a later image may owe itself to any of them.  The order
+    (shim, older edk2) as the next event: a later image may owe itself to any certificate of
+    them.  An authority that is a hash verified the image with that hash and no other.  The order
     between PCRs is the log's word.
     """
     if _listed(boot.policy, "db", image):
         return "its hash is in db"
     last = image.event.index + 1
-    names = [a.name for a in boot.policy.authorities if a.index <= last]
+    verified = [a for a in boot.policy.authorities if a.index <= last]
+    names = [a.name for a in verified if a.certificate or a.data in image.event.digests.values()]
     return "one of " + "; ".join(names) if len(names) > 1 else "".join(names)
 
 

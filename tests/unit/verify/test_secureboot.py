@@ -294,12 +294,12 @@ CASES: dict[str, tuple[Case, dict[str, Outcome]]] = {
         Case(variables={"dbx": _revokes(sig.EFI_CERT_X509_SHA512, 80, "sha512")}),
         {"revoked": FAIL},
     ),
-    "authority-that-is-no-certificate": (
+    "authority-that-is-the-hash-of-another-image": (
         Case(
             variables={"db": _hashes(b"allowed")},
             authority=MICROSOFT_OWNER + SHA256.hash(b"allowed"),
         ),
-        {},
+        {"images": FAIL},
     ),
     "dbx-not-measured": (Case(variables={"dbx": None}), {"keys": UNKNOWN, "revoked": UNKNOWN}),
     "dbx-empty": (Case(variables={"dbx": b""}), {}),
