@@ -17,6 +17,7 @@ from undercroft.appraise.freshness import appraise_time, expiry
 from undercroft.appraise.identity import appraise_key, state_freshness, state_quirks
 from undercroft.appraise.ima_rules import ImaJudge
 from undercroft.appraise.kernel import appraise_kernel
+from undercroft.appraise.launch import appraise_launch
 from undercroft.appraise.model import Appraisal, Judgement, Layer, failed
 from undercroft.appraise.secureboot import appraise_secure_boot
 from undercroft.appraise.verified import VerifiedEvidence, time_of, verify_evidence
@@ -87,6 +88,7 @@ def boot_judgements(
 ) -> tuple[Judgement, ...]:
     """Judge all that cannot change until the machine boots again: log, boot PCRs, Secure Boot."""
     return (
+        *appraise_launch(verified.launch, references, policy),
         *state_quirks(verified.log),
         *appraise_boot(verified, references, policy),
         *appraise_secure_boot(verified.log, policy),

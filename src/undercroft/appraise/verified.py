@@ -28,6 +28,7 @@ from undercroft.verify.ak import AttestationKey, verify_ak
 from undercroft.verify.checks import Check
 from undercroft.verify.eventlog import ReplayedLog, verify_eventlog
 from undercroft.verify.ima import ReplayedIma, replay_ima
+from undercroft.verify.launch import VerifiedLaunch, verify_launch
 from undercroft.verify.quote import AcceptedState, VerifiedQuote, verify_quote
 
 V1_AK = Check(
@@ -66,7 +67,7 @@ _BANKS_BY_STRENGTH = (
 class VerifiedEvidence:
     """Evidence that is authentic, fresh and whole; whether it is acceptable is not said yet.
 
-    ``log``, ``ima`` and ``record`` are None where the evidence has no such part.
+    ``log``, ``ima``, ``record`` and ``launch`` are None where the evidence has no such part.
     """
 
     trust: Trust
@@ -75,6 +76,7 @@ class VerifiedEvidence:
     log: ReplayedLog | None
     ima: ReplayedIma | None
     record: SecureKernelRecord | None
+    launch: VerifiedLaunch | None
 
 
 def time_of(record: SecureKernelRecord | None, challenge: Challenge) -> int:
@@ -109,6 +111,7 @@ def verify_evidence(
         None if evidence.eventlog is None else _verify_log(evidence.eventlog, quote),
         None if evidence.ima_list is None else _verify_ima(evidence.ima_list, quote),
         bound_record(evidence.record, trust),
+        None if evidence.launch_log is None else verify_launch(evidence.launch_log, quote.pcrs),
     )
 
 
@@ -138,6 +141,7 @@ def verify_quote_item(
         record=evidence.record,
         eventlog=evidence.eventlog,
         ima_list=evidence.ima_list,
+        launch_log=evidence.launch_log,
     )
     quote = parse_quote(item.attest, item.signature, item.claimed_pcrs)
     try:
@@ -147,7 +151,7 @@ def verify_quote_item(
             raise
         raise VerificationError(
             error.check,
-            "the quote does not bind this nonce with this record, event log and IMA list: it "
+            "the quote does not bind this nonce with this record and these logs: it "
             "answers another challenge, or a part was changed",
             expected=error.expected,
             got=error.got,

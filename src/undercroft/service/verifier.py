@@ -18,6 +18,7 @@ from undercroft.appraise.pipeline import appraise, verify_evidence
 from undercroft.base import EnvironmentFault, FormatError, HashAlgorithm, Nonce
 from undercroft.formats.ear import VerifierId
 from undercroft.formats.evidence import Challenge
+from undercroft.formats.launch import LAUNCH_PCRS
 from undercroft.policy import Policy
 from undercroft.service.casefile import Case, load_result
 
@@ -26,8 +27,10 @@ IMA_PCR = 10
 
 
 def new_challenge(policy: Policy, now: int) -> Challenge:
-    """Return a fresh challenge for the PCRs and banks that ``policy`` asks for, and PCR 10."""
-    pcrs = tuple(sorted({*policy.boot.pcrs, IMA_PCR}))
+    """Return a fresh challenge for the PCRs and banks that ``policy`` asks for, and those of
+    IMA's list and of the secure kernel's launch.
+    """
+    pcrs = tuple(sorted({*policy.boot.pcrs, IMA_PCR, *LAUNCH_PCRS}))
     banks = policy.quote.banks or (HashAlgorithm.SHA256,)
     return Challenge(Nonce(secrets.token_bytes(NONCE_SIZE)), dict.fromkeys(banks, pcrs), now)
 

@@ -7,14 +7,21 @@ import hashlib
 from undercroft.base import Nonce
 
 _DOMAIN = b"undercroft.evidence.v1\0"
-"""Keeps this hash apart from any other use of the same key, and from other versions of ours."""
+_LAUNCHED_DOMAIN = b"undercroft.evidence.v2\0"
+"""Keep this hash apart from any other use of the same key, and evidence with the log of a launch
+from evidence without one."""
 
 _ABSENT = hashlib.sha256(b"\0").digest()
 _PRESENT = b"\1"
 
 
 def qualifying_data(
-    nonce: Nonce, *, record: bytes | None, eventlog: bytes | None, ima_list: bytes | None
+    nonce: Nonce,
+    *,
+    record: bytes | None,
+    eventlog: bytes | None,
+    ima_list: bytes | None,
+    launch_log: bytes | None = None,
 ) -> bytes:
     """Return the 32 bytes that a quote has to carry as qualifyingData (TPMS_ATTEST.extraData).
 
@@ -26,9 +33,12 @@ def qualifying_data(
     The logs are bound although they replay to quoted PCRs: a replay covers one digest of each
     event, and not the other banks' digests or the data that no digest is over.
     """
-    state = hashlib.sha256(_DOMAIN + nonce.value)
+    domain = _DOMAIN if launch_log is None else _LAUNCHED_DOMAIN
+    state = hashlib.sha256(domain + nonce.value)
     for part in (record, eventlog, ima_list):
         state.update(_part(part))
+    if launch_log is not None:
+        state.update(_part(launch_log))
     return state.digest()
 
 

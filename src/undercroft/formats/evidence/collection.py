@@ -7,6 +7,7 @@ label             value                                                    may l
 ``tcg-eventlog``  the TCG event log as the firmware left it                yes
 ``ima-list``      binary_runtime_measurements                              yes
 ``secure-kernel`` the encoded SecureKernelRecord                           yes
+``launch-log``    the crypto-agile log of the secure kernel's launch       yes
 ================= ======================================================== ==========
 
 Any other label is refused: the quote would not cover it, and nobody would look at it.
@@ -31,11 +32,13 @@ TYPE = "tag:undercroft.example,2026:evidence/1"
 QUOTE_FORMAT = "tpm-quote"
 
 QUOTE, EVENTLOG, IMA, RECORD = "tpm-quote", "tcg-eventlog", "ima-list", "secure-kernel"
+LAUNCH = "launch-log"
 _MEDIA_TYPES = {
     QUOTE: "application/vnd.undercroft.tpm-quote+cbor",
     EVENTLOG: "application/vnd.undercroft.tcg-eventlog",
     IMA: "application/vnd.undercroft.ima-binary-runtime-measurements",
     RECORD: "application/vnd.undercroft.secure-kernel-record+cbor",
+    LAUNCH: "application/vnd.undercroft.launch-log",
 }
 
 
@@ -62,6 +65,7 @@ class Evidence:
     eventlog: bytes | None = None
     ima_list: bytes | None = None
     record: bytes | None = None
+    launch_log: bytes | None = None
 
 
 class _Quote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -168,6 +172,7 @@ def from_value(value: CborValue) -> Evidence:
         values.get(EVENTLOG),
         values.get(IMA),
         values.get(RECORD),
+        values.get(LAUNCH),
     )
 
 
@@ -178,6 +183,7 @@ def to_cmw(evidence: Evidence) -> cmw.CmwCollection:
         EVENTLOG: evidence.eventlog,
         IMA: evidence.ima_list,
         RECORD: evidence.record,
+        LAUNCH: evidence.launch_log,
     }
     items: dict[str | int, cmw.Cmw] = {
         label: cmw.CmwRecord(_MEDIA_TYPES[label], value, cmw.EVIDENCE)

@@ -187,6 +187,13 @@ class VtpmClient:
             raise FormatError("vTPM log", 0, "cut short", expected=quote.log_size, got=len(log))
         return log[: quote.log_size]
 
+    def current_launch_log(self) -> bytes:
+        """Return the log of the launch that holds now, empty where there was none.
+
+        A quote taken later covers it only if ``launch_log`` of that quote is the same.
+        """
+        return self._ask(protocol.Kind.LOG, int(self.status()["launch"]).to_bytes(4, "big"))
+
     # --- PCRs -------------------------------------------------------------------------------
 
     def pcr_read(self, selection: PcrSelection) -> tuple[PcrBank, ...]:

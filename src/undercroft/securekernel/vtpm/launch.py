@@ -74,8 +74,8 @@ class Launcher:
         self._banks = self._active_banks()
         self._log += launchlog.spec_id_event(self._banks)
         self._measure_manifest(self.config.manifest)
-        text = f"reason: {reason}\nlaunch: {self.number}\n"
-        self._extend(launchlog.PCR_IDENTITY, launchlog.TAG_IDENTITY, "launch", text.encode())
+        text = launchlog.launch_text(reason, self.number)
+        self._extend(launchlog.PCR_IDENTITY, launchlog.TAG_IDENTITY, launchlog.LAUNCH, text)
         for name, data in self.config.identities:
             self._extend(launchlog.PCR_IDENTITY, launchlog.TAG_IDENTITY, name, data)
 
@@ -110,7 +110,7 @@ class Launcher:
         return tuple(banks)
 
     def _measure_manifest(self, manifest: bytes) -> None:
-        event = launchlog.tagged_event(launchlog.TAG_MANIFEST, "secure kernel", manifest)
+        event = launchlog.tagged_event(launchlog.TAG_MANIFEST, launchlog.MANIFEST, manifest)
         self._hash(Control.HASH_START)
         for start in range(0, len(event), HASH_CHUNK):
             part = event[start : start + HASH_CHUNK]

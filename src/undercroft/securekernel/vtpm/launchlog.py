@@ -4,7 +4,7 @@ Layout: TCG PC Client Platform Firmware Profile 1.06, clauses 10.2.1 (TCG_PCR_EV
 (Spec ID Event03) and 10.4.2.1 (EV_EVENT_TAG with TCG_PCClientTaggedEvent); little-endian.  Every
 digest is the hash of the event field, so that the log proves itself.
 
-A tagged event's data is a name (UTF-8), a zero byte and the measured bytes.
+The events themselves are those of :mod:`undercroft.formats.launch`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from undercroft.base import HashAlgorithm
+from undercroft.formats.launch import (
+    LAUNCH,
+    MANIFEST,
+    PCR_IDENTITY,
+    PCR_MANIFEST,
+    PCR_RECORD,
+    TAG_IDENTITY,
+    TAG_MANIFEST,
+    TAG_RECORD,
+    launch_text,
+    tagged_event,
+)
+
+__all__ = [
+    "LAUNCH",
+    "MANIFEST",
+    "MAX_MEASURED",
+    "PCR_IDENTITY",
+    "PCR_MANIFEST",
+    "PCR_RECORD",
+    "TAG_IDENTITY",
+    "TAG_MANIFEST",
+    "TAG_RECORD",
+    "LaunchConfig",
+    "event2",
+    "launch_text",
+    "spec_id_event",
+    "tagged_event",
+]
 
 EV_NO_ACTION = 0x0000_0003
 EV_EVENT_TAG = 0x0000_0006
 
-TAG_MANIFEST = 0x5543_0011
-TAG_IDENTITY = 0x5543_0012
-TAG_RECORD = 0x5543_0013
-"""taggedEventID of our events: "UC", and the PCR that they go to."""
-
 MAX_MEASURED = 64 * 1024
 """Largest manifest, identity or record, in bytes."""
-
-PCR_MANIFEST, PCR_IDENTITY, PCR_RECORD = 17, 18, 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +66,6 @@ def spec_id_event(banks: Sequence[HashAlgorithm]) -> bytes:
         event += struct.pack("<HH", bank.alg_id, bank.size)
     event += b"\0"  # vendorInfoSize
     return struct.pack("<II20sI", 0, EV_NO_ACTION, bytes(20), len(event)) + event
-
-
-def tagged_event(tag: int, name: str, data: bytes) -> bytes:
-    """Return the event field: TCG_PCClientTaggedEvent of ``name``, a zero byte and ``data``."""
-    body = name.encode() + b"\0" + data
-    return struct.pack("<II", tag, len(body)) + body
 
 
 def event2(pcr: int, event: bytes, banks: Sequence[HashAlgorithm]) -> bytes:

@@ -23,7 +23,7 @@ from undercroft.formats.evidence.collection import (
 
 BANK = PcrBank(HashAlgorithm.SHA256, {0: bytes(32), 10: b"\x01" * 32})
 QUOTE = QuoteItem(b"attest", b"signature", b"public", (BANK,))
-EVIDENCE = Evidence(QUOTE, b"log", b"ima", b"record")
+EVIDENCE = Evidence(QUOTE, b"log", b"ima", b"record", b"launch")
 
 banks = st.sampled_from([HashAlgorithm.SHA1, HashAlgorithm.SHA256]).flatmap(
     lambda a: st.dictionaries(
@@ -171,7 +171,7 @@ def test_evidence_is_a_cmw() -> None:
     collection = cmw.parse_cmw(encode_evidence(EVIDENCE))
     assert isinstance(collection, cmw.CmwCollection)
     assert collection.type == TYPE
-    assert len(collection.items) == 4
+    assert len(collection.items) == 5
 
 
 def test_the_example_of_the_draft_is_read() -> None:

@@ -98,17 +98,24 @@ def test_the_binding_is_the_formula() -> None:
 
 
 Part = st.none() | st.binary(max_size=3)
-Bound = st.tuples(st.binary(min_size=16, max_size=18), Part, Part, Part)
+Bound = st.tuples(st.binary(min_size=16, max_size=18), Part, Part, Part, Part)
+BoundTuple = tuple[bytes, bytes | None, bytes | None, bytes | None, bytes | None]
 
 
-def bind(bound: tuple[bytes, bytes | None, bytes | None, bytes | None]) -> bytes:
-    nonce, record, eventlog, ima_list = bound
-    return qualifying_data(Nonce(nonce), record=record, eventlog=eventlog, ima_list=ima_list)
+def bind(bound: BoundTuple) -> bytes:
+    nonce, record, eventlog, ima_list, launch_log = bound
+    return qualifying_data(
+        Nonce(nonce),
+        record=record,
+        eventlog=eventlog,
+        ima_list=ima_list,
+        launch_log=launch_log,
+    )
 
 
 @given(Bound, Bound)
 def test_another_nonce_or_part_gives_another_value(
-    one: tuple[bytes, bytes | None, bytes | None, bytes | None],
-    other: tuple[bytes, bytes | None, bytes | None, bytes | None],
+    one: BoundTuple,
+    other: BoundTuple,
 ) -> None:
     assert (bind(one) == bind(other)) is (one == other)

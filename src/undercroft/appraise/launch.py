@@ -1,0 +1,108 @@
+"""Which secure kernel speaks, when did it start to, and for which machine?
+
+A launch is demanded as soon as the references know one.  Without any it is only stated: a guest
+whose TPM nobody stands beside is still appraised by its boot and its files, and the result shows
+what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from undercroft.appraise.graded import described, matched, outcome_of
+from undercroft.appraise.model import Judgement, failed, passed, stated
+from undercroft.base import Digest, Finding, HashAlgorithm, JsonValue, Outcome
+from undercroft.formats.ear import TrustClaim
+from undercroft.formats.launch import PCR_IDENTITY, PCR_MANIFEST, LaunchEvent
+from undercroft.policy import Action, Policy
+from undercroft.reference.match import Difference, match_event, missing_roles
+from undercroft.reference.model import ReferenceSet, ReferenceValue
+from undercroft.verify.launch import VerifiedLaunch
+
+CLAIM = TrustClaim.CONFIGURATION
+SOURCE = "TPM 2.0 Part 1, 34.2; PC Client Platform TPM Profile 1.05, 4.6.2"
+FROM_THE_START = ("power-on", "reset")
+"""Reasons of launches that came before the machine's first instruction."""
+
+
+def appraise_launch(
+    launch: VerifiedLaunch | None, references: ReferenceSet, policy: Policy
+) -> Iterator[Judgement]:
+    """Judge the launch: that there was one, when, and each thing that it measured."""
+    known = references.events.get(PCR_MANIFEST, ())
+    if launch is None:
+        what = "no launch of the secure kernel is shown: PCR 17 to 19 say nothing"
+        finding = Finding("launch.manifest", Outcome.UNKNOWN, what, {}, SOURCE)
+        yield failed(finding, CLAIM, Action.INSUFFICIENT) if known else stated(finding)
+        return
+    yield _when(launch, demanded=bool(known))
+    algorithm = launch.banks[-1]
+    yield _event("launch.manifest", PCR_MANIFEST, launch.manifest, algorithm, references, policy)
+    if PCR_IDENTITY in references.events:
+        yield from _identities(launch, algorithm, references, policy)
+    yield _records(launch)
+
+
+def _when(launch: VerifiedLaunch, *, demanded: bool) -> Judgement:
+    details: dict[str, JsonValue] = {"reason": launch.reason, "number": launch.number}
+    if launch.reason in FROM_THE_START:
+        what = f"the secure kernel was launched before the first instruction ({launch.reason})"
+        return passed(Finding("launch.start", Outcome.PASS, what, details, SOURCE), CLAIM)
+    what = f"launch {launch.number} was made at a machine that ran already ({launch.reason})"
+    finding = Finding("launch.start", Outcome.UNKNOWN, what, details, SOURCE)
+    return failed(finding, CLAIM, Action.INSUFFICIENT) if demanded else stated(finding)
+
+
+def _identities(
+    launch: VerifiedLaunch, algorithm: HashAlgorithm, references: ReferenceSet, policy: Policy
+) -> Iterator[Judgement]:
+    seen = []
+    for name, event in launch.identities.items():
+        value = match_event(references, PCR_IDENTITY, _digest(event, algorithm))
+        if isinstance(value, ReferenceValue):
+            seen.append(value)
+        yield _event(f"launch.{name}", PCR_IDENTITY, event, algorithm, references, policy)
+    for role in missing_roles(references, PCR_IDENTITY, seen):
+        if role not in launch.identities:
+            what = f"the launch did not measure {role}"
+            yield failed(Finding(f"launch.{role}", Outcome.FAIL, what, {}, SOURCE), CLAIM)
+
+
+def _digest(event: LaunchEvent, algorithm: HashAlgorithm) -> Digest:
+    return Digest(algorithm, algorithm.hash(event.encode()))
+
+
+def _event(
+    name: str,
+    pcr: int,
+    event: LaunchEvent,
+    algorithm: HashAlgorithm,
+    references: ReferenceSet,
+    policy: Policy,
+) -> Judgement:
+    found = _digest(event, algorithm)
+    details: dict[str, JsonValue] = {"pcr": pcr, "found": str(found), "bytes": len(event.data)}
+    match = match_event(references, pcr, found)
+    if isinstance(match, ReferenceValue):
+        summary = f"PCR {pcr} has the {event.name} that is known: {match.description}"
+        return matched(name, summary, details, [match.provenance], CLAIM, policy.reference)
+    return _unmatched(name, pcr, event, match, details)
+
+
+def _unmatched(
+    name: str, pcr: int, event: LaunchEvent, match: Difference, details: dict[str, JsonValue]
+) -> Judgement:
+    outcome = outcome_of(match)
+    if outcome is not Outcome.FAIL:
+        what = f"nothing is known of the {event.name} in PCR {pcr}"
+        return stated(Finding(name, outcome, what, details, SOURCE))
+    what = f"the {event.name} in PCR {pcr} is another one than is known"
+    details = {**details, "expected": described(match.expected)}
+    return failed(Finding(name, outcome, what, details, SOURCE), CLAIM)
+
+
+def _records(launch: VerifiedLaunch) -> Judgement:
+    what = f"PCR 19 has {len(launch.records)} records of the secure kernel"
+    names: list[JsonValue] = [record.name for record in launch.records[-16:]]
+    details: dict[str, JsonValue] = {"count": len(launch.records), "last": names}
+    return stated(Finding("launch.records", Outcome.PASS, what, details, SOURCE))

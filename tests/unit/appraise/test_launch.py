@@ -1,0 +1,108 @@
+"""Which secure kernel spoke, since when, for which machine: judged against references."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from undercroft import wiring
+from undercroft.appraise.model import Appraisal
+from undercroft.appraise.pipeline import appraise, verify_evidence
+from undercroft.base import Finding, HashAlgorithm, Outcome, VerificationError
+from undercroft.formats.ear import Tier
+from undercroft.formats.evidence import Challenge, Evidence
+from undercroft.formats.launch import LAUNCH_PCRS, LaunchEvent
+from undercroft.reference.launch import launch_references
+from undercroft.reference.model import Grade, Provenance, ReferenceSet, merge
+from undercroft.testing.guest import NOW, SELECTION, SimulatedGuest, standard_boot
+from undercroft.testing.launch import launch_events, perform_launch
+
+POLICY = wiring.shipped_policy("direct-boot")
+HERE = Provenance(Grade.BUILT, note="computed here")
+IDENTITIES = {"vm-descriptor": (b"a machine", HERE)}
+KNOWN = launch_references(b"manifest\n", HERE, IDENTITIES)
+GOOD = launch_events(b"manifest\n", [("vm-descriptor", b"a machine")])
+
+
+def challenge_of(guest: SimulatedGuest) -> Challenge:
+    pcrs = (*SELECTION[HashAlgorithm.SHA256], *LAUNCH_PCRS)
+    return Challenge(guest.challenge().nonce, {HashAlgorithm.SHA256: pcrs}, NOW)
+
+
+def collected(events: tuple[LaunchEvent, ...]) -> tuple[SimulatedGuest, Challenge, Evidence]:
+    guest = SimulatedGuest(boot=standard_boot(secure_boot=False))
+    log = perform_launch(guest.attester, events) if events else None
+    challenge = challenge_of(guest)
+    return guest, challenge, guest.evidence(challenge, launch_log=log)
+
+
+def appraised(events: tuple[LaunchEvent, ...], known: ReferenceSet | None = KNOWN) -> Appraisal:
+    guest, challenge, evidence = collected(events)
+    references = guest.predicted()
+    if known is not None:
+        references = merge("test", (references, known))
+    verified = verify_evidence(evidence, guest.trust, challenge)
+    return appraise(verified, references, POLICY, NOW)
+
+
+def found(appraisal: Appraisal) -> dict[str, Finding]:
+    return {f.id: f for f in appraisal.findings if f.id.startswith("launch.")}
+
+
+def test_a_known_launch_is_affirmed() -> None:
+    appraisal = appraised(GOOD)
+    assert appraisal.verdict is Tier.AFFIRMING
+    assert {i: f.outcome for i, f in found(appraisal).items()} == {
+        "launch.start": Outcome.PASS,
+        "launch.manifest": Outcome.PASS,
+        "launch.vm-descriptor": Outcome.PASS,
+        "launch.records": Outcome.PASS,
+    }
+
+
+def test_another_secure_kernel_contraindicates() -> None:
+    appraisal = appraised(launch_events(b"evil\n", [("vm-descriptor", b"a machine")]))
+    assert appraisal.verdict is Tier.CONTRAINDICATED
+    assert found(appraisal)["launch.manifest"].outcome is Outcome.FAIL
+
+
+def test_another_machine_contraindicates() -> None:
+    appraisal = appraised(launch_events(b"manifest\n", [("vm-descriptor", b"b machine")]))
+    assert appraisal.verdict is Tier.CONTRAINDICATED
+    assert found(appraisal)["launch.vm-descriptor"].outcome is Outcome.FAIL
+
+
+def test_an_identity_that_was_not_measured_contraindicates() -> None:
+    appraisal = appraised(launch_events(b"manifest\n"))
+    assert appraisal.verdict is Tier.CONTRAINDICATED
+    assert found(appraisal)["launch.vm-descriptor"].outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize("reason", ["attach", "restore"])
+def test_a_launch_beside_a_machine_that_ran_already_is_not_enough(reason: str) -> None:
+    identities = [("vm-descriptor", b"a machine")]
+    appraisal = appraised(launch_events(b"manifest\n", identities, reason=reason))
+    assert appraisal.verdict is Tier.NONE
+    assert found(appraisal)["launch.start"].outcome is Outcome.UNKNOWN
+
+
+def test_no_launch_is_not_enough_where_one_is_known() -> None:
+    appraisal = appraised(())
+    assert appraisal.verdict is Tier.NONE
+    assert found(appraisal)["launch.manifest"].outcome is Outcome.UNKNOWN
+
+
+@pytest.mark.parametrize("events", [(), GOOD])
+def test_without_a_reference_a_launch_is_only_stated(events: tuple[LaunchEvent, ...]) -> None:
+    appraisal = appraised(events, known=None)
+    assert appraisal.verdict is Tier.AFFIRMING
+    assert found(appraisal)["launch.manifest"].outcome is Outcome.UNKNOWN
+
+
+def test_a_launch_log_that_the_quote_does_not_bind_is_refused() -> None:
+    guest, challenge, evidence = collected(GOOD)
+    for log in (None, b""):
+        with pytest.raises(VerificationError) as caught:
+            verify_evidence(replace(evidence, launch_log=log), guest.trust, challenge)
+        assert caught.value.check == "quote.nonce"
