@@ -90,6 +90,18 @@ WINDOWS_TAGS = {
 }
 """SIPAEVENT_* of wbcl.h (Windows SDK); what is not here is shown by its number."""
 
+WINDOWS_TEXTS = frozenset({0x00050009, 0x00070001, 0x00070005, 0x00070008})
+"""Those that hold UTF-16 text."""
+WINDOWS_HASHES = {0x8004: "SHA-1", 0x800C: "SHA-256", 0x800D: "SHA-384", 0x800E: "SHA-512"}
+"""ALG_ID of wincrypt.h, as SIPAEVENT_HASHALGORITHMID has it."""
+WINDOWS_HASH_ALGORITHM = 0x00070003
+WINDOWS_NUMBERS = frozenset(
+    {0x00020002, 0x00020003, 0x00020005, 0x00020006, 0x00020009, 0x00040001}
+    | {0x00050001, 0x00050002, 0x00050003, 0x00050004, 0x00050005, 0x00050006}
+    | {0x0005000A, 0x0005000E, 0x00050012, 0x00070002, 0x0007000A}
+)
+"""Those that hold a number or a truth value of 1, 4 or 8 bytes."""
+
 
 class Tag(EventValue, frozen=True, gc=False):
     """TCG_PCClientTaggedEvent; ``children`` are the tags inside a Windows container."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from undercroft.base import HashAlgorithm
 from undercroft.formats.eventlog import actions, firmware, gpt, ipl, noaction, spdm, tagged
 from undercroft.formats.eventlog import signatures as sig
 from undercroft.formats.eventlog import variables as var
@@ -18,7 +19,7 @@ from undercroft.formats.eventlog.devicepath_text import device_path_text
 from undercroft.formats.eventlog.guid import guid_name, guid_text
 from undercroft.formats.eventlog.log import CC_REGISTERS, Event, LogFormat
 from undercroft.formats.eventlog.specid import SpecIdEvent
-from undercroft.formats.eventlog.text import AsciiText, Utf16Text, plain
+from undercroft.formats.eventlog.text import AsciiText, Utf16Text, plain, utf16_text
 from undercroft.formats.eventlog.types import EventType
 from undercroft.formats.eventlog.value import Claimed, DigestCheck, EventValue, Malformed, Opaque
 
@@ -158,7 +159,10 @@ def _non_host(value: Any, _: int) -> Lines:
 
 
 def _spec_id(value: Any, _: int) -> Lines:
-    sizes = ", ".join(f"{alg:#06x} ({size} bytes)" for alg, size in value.algorithms)
+    sizes = ", ".join(
+        f"{HashAlgorithm.from_alg_id(alg) or f'{alg:#06x}'} ({size} bytes)"
+        for alg, size in value.algorithms
+    )
     name = value.signature.rstrip(b"\0").decode("ascii", "replace")
     return [f"log header {plain(name)}, version {value.claimed_version}; {sizes or 'SHA-1 only'}"]
 
@@ -253,9 +257,20 @@ def _tagged(value: Any, _: int) -> Lines:
 def _tag_lines(tags: tuple[tagged.Tag, ...], depth: int, lines: Lines) -> None:
     for tag in tags:
         name = tagged.WINDOWS_TAGS.get(tag.id, f"{tag.id:#010x}")
-        body = f"{len(tag.children)} inside" if tag.children else _hex(tag.data, 16)
+        body = f"{len(tag.children)} inside" if tag.children else _tag_value(tag)
         lines.append("  " * depth + f"{name}: {body}")
         _tag_lines(tag.children, depth + 1, lines)
+
+
+def _tag_value(tag: tagged.Tag) -> str:
+    if tag.id in tagged.WINDOWS_TEXTS and (text := utf16_text(tag.data)):
+        return _text(text)
+    number = int.from_bytes(tag.data, "little")
+    if tag.id in tagged.WINDOWS_NUMBERS and len(tag.data) in (1, 4, 8):
+        return str(number)
+    if tag.id == tagged.WINDOWS_HASH_ALGORITHM and number in tagged.WINDOWS_HASHES:
+        return tagged.WINDOWS_HASHES[number]
+    return _hex(tag.data, 16)
 
 
 def _named(value: Any, _: int) -> Lines:

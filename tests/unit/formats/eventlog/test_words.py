@@ -12,6 +12,7 @@ from undercroft.formats.eventlog import signatures as sig
 from undercroft.formats.eventlog.asjson import event_json
 from undercroft.formats.eventlog.firmware import CrtmVersion
 from undercroft.formats.eventlog.guid import MICROSOFT_OWNER, SHIM_LOCK
+from undercroft.formats.eventlog.tagged import Tag, TaggedEvents
 from undercroft.formats.eventlog.value import EventValue
 from undercroft.formats.eventlog.variables import UefiVariable
 from undercroft.formats.eventlog.words import (
@@ -64,6 +65,33 @@ def _utf16(text: str) -> bytes:
 )
 def test_one_sentence(number: int, data: bytes, measured: bytes | None, words: str) -> None:
     assert words in describe(_event(number, data, measured))[0]
+
+
+def test_what_windows_measured_is_read_for_a_person() -> None:
+    tags = [
+        Tag(0x00070001, _utf16("\\EFI\\x.efi")),
+        Tag(0x00070001, b"\xff"),
+        Tag(0x00070002, (4096).to_bytes(8, "little")),
+        Tag(0x00050003, b"\1"),
+        Tag(0x00050003, bytes(3)),
+        Tag(0x00070003, (0x800C).to_bytes(4, "little")),
+        Tag(0x00070003, (0x9999).to_bytes(4, "little")),
+        Tag(0x00070004, bytes(range(20))),
+        Tag(0x00090009, b"?"),
+    ]
+    data = TaggedEvents(tuple(tags)).encode()
+    assert describe(_event(T.EV_EVENT_TAG, data)) == [
+        "9 tagged events",
+        'file path: "\\EFI\\x.efi"',
+        "file path: ff",
+        "image size: 4096",
+        "test signing: 1",
+        "test signing: 000000",
+        "hash algorithm: SHA-256",
+        "hash algorithm: 99990000",
+        "Authenticode hash: 000102030405060708090a0b0c0d0e0f... (20 bytes)",
+        "0x00090009: 3f",
+    ]
 
 
 def test_a_long_database_is_shortened() -> None:
