@@ -83,6 +83,14 @@ def described(data: bytes) -> Fields:
         return attest_fields(parse_attest(unwrap_2b(data, "TPM2B_ATTEST")))
     if data[4:8] == QUOTE_FIXED or data[2:6] == QUOTE2_FIXED:
         return quote12_fields(parse_quote_info12(data))
+    if not data or data[0] >> 5 != 5:  # no CBOR map, as evidence is (RFC 8949, 3.1)
+        raise FormatError(
+            "TPM statement",
+            0,
+            "none of the structures that are shown",
+            expected="TPMS_ATTEST, TPM2B_ATTEST, TPM_QUOTE_INFO, TPM_QUOTE_INFO2 or evidence.cmw",
+            got=data[:8].hex() or "an empty file",
+        )
     return _evidence_fields(parse_evidence(data).quote)
 
 

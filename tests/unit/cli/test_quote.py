@@ -125,10 +125,11 @@ def test_tpm_12_quotes_are_shown(tmp_path: Path) -> None:
     assert fields["versionInfo"] == VERSION_INFO.encode().hex()
 
 
-def test_other_bytes_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", [b"", b"\x00\x18\x00\x0b a signature"])
+def test_other_bytes_are_refused(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "junk"
-    file.write_bytes(b"junk")
-    with pytest.raises(FormatError):
+    file.write_bytes(data)
+    with pytest.raises(FormatError, match="none of the structures"):
         CliRunner().invoke(command.app, ["show", str(file)], catch_exceptions=False)
 
 
