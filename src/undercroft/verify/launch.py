@@ -36,23 +36,23 @@ from undercroft.formats.launch import (
 )
 from undercroft.verify.checks import Check
 
-D1_LOG = Check(
-    "D1",
+W1_LOG = Check(
+    "W1",
     "launch.log",
     "the log begins with the manifest, then the launch's reason, and has nothing else than "
     "identities and records",
     "docs/formats.md",
 )
-D2_DIGEST = Check(
-    "D2", "launch.digest", "every digest in the log is the hash of its event", "PFP 1.06, 10.2.1"
+W2_DIGEST = Check(
+    "W2", "launch.digest", "every digest in the log is the hash of its event", "PFP 1.06, 10.2.1"
 )
-D3_REPLAY = Check(
-    "D3",
+W3_REPLAY = Check(
+    "W3",
     "launch.replay",
     "PCR 17, 18 and 19 are quoted, and what the log replays to from all zeros",
     "TPM 2.0 Part 1, 34.2; PC Client Platform TPM Profile 1.05, 4.6.2",
 )
-CHECKS = (D1_LOG, D2_DIGEST, D3_REPLAY)
+CHECKS = (W1_LOG, W2_DIGEST, W3_REPLAY)
 
 _PCR_OF_TAG = {TAG_MANIFEST: PCR_MANIFEST, TAG_IDENTITY: PCR_IDENTITY, TAG_RECORD: PCR_RECORD}
 
@@ -93,32 +93,32 @@ def verify_launch(data: bytes, quoted: Sequence[PcrBank]) -> VerifiedLaunch:
     """
     log = parse_eventlog(data)
     if log.format is not LogFormat.CRYPTO_AGILE or log.padding:
-        raise D1_LOG.failed("not a whole crypto-agile log", got=log.format.value)
+        raise W1_LOG.failed("not a whole crypto-agile log", got=log.format.value)
     events = [(event, _checked(event)) for event in log.events[1:]]
     launch = _launch([event for _, event in events], tuple(bank.algorithm for bank in quoted))
     for bank in quoted:
         _replay([event for event, _ in events], bank)
     if not quoted:
-        raise D3_REPLAY.failed("no PCR was quoted")
+        raise W3_REPLAY.failed("no PCR was quoted")
     return launch
 
 
 def _checked(event: Event) -> LaunchEvent:
     """Return an event of the log, of which every digest proves its bytes."""
     if event.type != EventType.EV_EVENT_TAG or event.other_digests:
-        raise D1_LOG.failed(
+        raise W1_LOG.failed(
             f"event {event.index} is not one of a launch", expected="EV_EVENT_TAG", got=event.type
         )
     for algorithm, digest in event.digests.items():
         if not hmac.compare_digest(algorithm.hash(event.data), digest):
-            raise D2_DIGEST.failed(
+            raise W2_DIGEST.failed(
                 f"the {algorithm} digest of event {event.index} is not of its data",
                 expected=algorithm.hash(event.data).hex(),
                 got=digest.hex(),
             )
     tagged = parse_launch_event(event.data)
     if _PCR_OF_TAG.get(tagged.tag) != event.pcr:
-        raise D1_LOG.failed(
+        raise W1_LOG.failed(
             f"event {event.index} does not belong in PCR {event.pcr}", got=f"{tagged.tag:#x}"
         )
     return tagged
@@ -128,22 +128,22 @@ def _launch(events: Sequence[LaunchEvent], banks: tuple[HashAlgorithm, ...]) -> 
     """Check the order: manifest, reason, then identities, then records; no identity twice."""
     heads = [(event.tag, event.name) for event in events[:2]]
     if heads != [(TAG_MANIFEST, MANIFEST), (TAG_IDENTITY, LAUNCH)]:
-        raise D1_LOG.failed(
+        raise W1_LOG.failed(
             "the log does not begin as a launch does", expected=f"{MANIFEST}, {LAUNCH}", got=heads
         )
     rest = events[2:]
     if any(event.tag == TAG_MANIFEST for event in rest):
-        raise D1_LOG.failed("a second manifest")
+        raise W1_LOG.failed("a second manifest")
     tags = [event.tag for event in rest]
     if tags != sorted(tags):
-        raise D1_LOG.failed("an identity that was measured after a record")
+        raise W1_LOG.failed("an identity that was measured after a record")
     names = [event.name for event in events[1:] if event.tag == TAG_IDENTITY]
     if len(set(names)) != len(names):
-        raise D1_LOG.failed("an identity that was measured twice", got=sorted(names))
+        raise W1_LOG.failed("an identity that was measured twice", got=sorted(names))
     try:
         reason, number = parse_launch_text(events[1].data)
     except FormatError as error:
-        raise D1_LOG.failed("the launch's reason cannot be read", got=error) from error
+        raise W1_LOG.failed("the launch's reason cannot be read", got=error) from error
     return VerifiedLaunch(tuple(events), reason, number, banks)
 
 
@@ -152,12 +152,12 @@ def _replay(events: Sequence[Event], bank: PcrBank) -> None:
     for event in events:
         digest = event.digests.get(bank.algorithm)
         if digest is None:
-            raise D3_REPLAY.failed(f"event {event.index} has no {bank.algorithm} digest")
+            raise W3_REPLAY.failed(f"event {event.index} has no {bank.algorithm} digest")
         values[event.pcr] = bank.algorithm.hash(values[event.pcr], digest)
     for pcr, value in values.items():
         found = bank.values.get(pcr)
         if found is None or not hmac.compare_digest(found, value):
-            raise D3_REPLAY.failed(
+            raise W3_REPLAY.failed(
                 f"PCR {pcr} of the {bank.algorithm} bank is not what the launch's log replays to",
                 expected=value.hex(),
                 got="not quoted" if found is None else found.hex(),
