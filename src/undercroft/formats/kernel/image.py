@@ -16,12 +16,9 @@ from undercroft.formats.kernel.kallsyms import SymbolTable, parse_kallsyms
 from undercroft.formats.kernel.kaslr import RelocationTables, parse_relocation_tables
 from undercroft.formats.kernel.payload import decompress_payload
 from undercroft.formats.kernel.sites import (
-    AltInstr,
-    JumpTable,
     Offsets,
-    ParavirtSites,
     RuntimeConst,
-    StaticCallSites,
+    Sites,
     parse_altinstructions,
     parse_jump_table,
     parse_ksymtab,
@@ -35,24 +32,6 @@ from undercroft.formats.kernel.sites import (
 _FORMAT = "kernel image"
 _NT_GNU_BUILD_ID = 3
 _RUNTIME_CONST = {"runtime_ptr_": 8, "runtime_shift_": 1}
-
-
-@dataclass(frozen=True, slots=True)
-class Sites:
-    """Every patch-site table of the kernel; a table that the kernel does not have is empty."""
-
-    alternatives: AltInstr
-    paravirt: ParavirtSites
-    retpolines: Offsets
-    returns: Offsets
-    calls: Offsets
-    endbr_seal: Offsets
-    smp_locks: Offsets
-    jump_table: JumpTable
-    static_calls: StaticCallSites
-    tramp_keys: Mapping[int, int]
-    mcount: Offsets
-    runtime_const: tuple[RuntimeConst, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,24 @@ class RuntimeConst:
     sites: Offsets
 
 
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """Every patch-site table of a kernel or module; one that it does not have is empty."""
+
+    alternatives: AltInstr
+    paravirt: ParavirtSites
+    retpolines: Offsets
+    returns: Offsets
+    calls: Offsets
+    endbr_seal: Offsets
+    smp_locks: Offsets
+    jump_table: JumpTable
+    static_calls: StaticCallSites
+    tramp_keys: Mapping[int, int]
+    mcount: Offsets
+    runtime_const: tuple[RuntimeConst, ...]
+
+
 def parse_pc_relative(data: bytes, at: int, name: str, *, padded: bool = False) -> Offsets:
     """A list of s32, each relative to itself, as objtool writes it (.return_sites ...).
 
@@ -98,7 +116,7 @@ def parse_altinstructions(data: bytes, at: int, within: int, replacements: range
     for wide, size in ((True, 14), (False, 12)):
         if len(data) % size:
             continue
-        table = _parse_altinstructions(data, at, wide=wide)
+        table = read_altinstructions(data, at, wide=wide)
         ends = table.replacement + table.replacement_len
         if (
             np.all((table.instr >= 0) & (table.instr < within))
@@ -109,7 +127,8 @@ def parse_altinstructions(data: bytes, at: int, within: int, replacements: range
     raise FormatError(_FORMAT, at, ".altinstructions has a layout that is not known")
 
 
-def _parse_altinstructions(data: bytes, at: int, *, wide: bool) -> AltInstr:
+def read_altinstructions(data: bytes, at: int, *, wide: bool) -> AltInstr:
+    """Read ``.altinstructions`` in the layout that is known from elsewhere."""
     fields: list[tuple[str, str]] = [("instr", "<i4"), ("repl", "<i4"), ("cpuid", "<u2")]
     fields += [("flags", "<u2")] if wide else []
     raw = np.frombuffer(data, dtype=np.dtype([*fields, ("ilen", "u1"), ("rlen", "u1")]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +71,7 @@ class CallTargets:
 
 def groups(table: AltInstr, canvas: Canvas) -> list[Group]:
     """Read the table's replacements from the canvas and group its entries by place."""
-    rows = zip(
+    rows: Iterable[tuple[int, int, int, bool, bool, int, int]] = zip(
         table.instr.tolist(),
         table.replacement.tolist(),
         table.cpuid.tolist(),
@@ -82,6 +82,8 @@ def groups(table: AltInstr, canvas: Canvas) -> list[Group]:
         strict=True,
     )
     found: list[Group] = []
+    on = canvas.covers(table.instr, 1)
+    rows = itertools.compress(rows, on.tolist())
     for site, run in itertools.groupby(rows, key=lambda row: row[0]):
         entries = list(run)
         longest = max(row[5] for row in entries)

@@ -67,20 +67,43 @@ class CallThunks:
         rows[:, at : at + 4] = moved.astype("<i4").view(np.uint8).reshape(-1, 4)
         return rows
 
-    def may_pad(self, functions: Positions) -> Mask:
-        """Tell which functions are called through a pad if theirs is free (skip_addr)."""
+    def within(self, sites: Positions, canvas: Canvas, size: int) -> Mask:
+        """Tell which sites lie in the code that ``canvas`` holds."""
+        stop = self.text_size if canvas.start == 0 else canvas.stop
+        inside: Mask = (sites >= canvas.start) & (sites + size <= stop)
+        return inside
+
+    def may_pad(self, functions: Positions, canvas: Canvas) -> Mask:
+        """Tell which functions in ``canvas`` have a pad if theirs is free (skip_addr)."""
         skipped = np.isin(functions, np.array(sorted(self.skipped), dtype=np.int64))
         kexec = (functions >= self.kexec.start) & (functions < self.kexec.stop)
-        inside = (functions >= self.size) & (functions < self.text_size)
-        may: Mask = inside & ~skipped & ~kexec
+        may: Mask = self.within(functions - self.size, canvas, self.size + 1) & ~skipped & ~kexec
         return may
 
     def padded(self, functions: Positions, canvas: Canvas) -> Mask:
         """Tell which functions have their pad on the canvas."""
-        done = self.may_pad(functions) & canvas.covers(functions - self.size, self.size)
+        done = self.may_pad(functions, canvas)
         mine = functions[done]
         done[done] = np.all(canvas.gather(mine - self.size, self.size) == self.pads(mine), axis=1)
         return done
+
+    def through(
+        self, sites: Positions, functions: Positions, pads: tuple[Canvas, ...], live: Canvas
+    ) -> Mask:
+        """Tell which calls lead through the pad of their function.
+
+        If one of ``pads`` has the function, it says so; else the live call does.
+        """
+        decided = np.zeros(len(sites), dtype=np.bool_)
+        padded = np.zeros(len(sites), dtype=np.bool_)
+        for canvas in pads:
+            mine = ~decided & self.within(functions, canvas, 1)
+            padded[mine] = self.padded(functions[mine], canvas)
+            decided |= mine
+        rest = ~decided & live.covers(sites, 5)
+        calls = with_rel32(b"\xe8", sites[rest], functions[rest] - self.size)
+        padded[rest] = np.all(live.gather(sites[rest], 5) == calls, axis=1)
+        return padded
 
 
 def load(image: KernelImage, canvas: Canvas) -> CallThunks | None:
@@ -103,19 +126,48 @@ def load(image: KernelImage, canvas: Canvas) -> CallThunks | None:
     )
 
 
-def apply(image: KernelImage, canvas: Canvas, thunks: CallThunks) -> None:
-    """Paint the pads, then every call that goes through one (patch_call_sites)."""
-    sites = np.unique(np.concatenate((image.sites.calls, image.sites.alternatives.instr)))
-    sites, functions = _calls(sites[(sites >= 0) & (sites < image.text_size)], canvas)
-    may = thunks.may_pad(functions)
+def apply(calls: Positions, instr: Positions, canvas: Canvas, thunks: CallThunks) -> None:
+    """Paint the pads, then every call that goes through one (patch_call_sites).
+
+    ``calls`` are .call_sites and ``instr`` the places of alternatives, which may be calls too.
+    """
+    sites = np.unique(np.concatenate((calls, instr)))
+    sites, functions = _calls(sites[thunks.within(sites, canvas, 6)], canvas)
+    may = thunks.may_pad(functions, canvas)
     sites, functions = sites[may], functions[may]
     wanted = np.unique(functions)
     before = canvas.gather(wanted - thunks.size, thunks.size)
     free = wanted[np.all(before == 0x90, axis=1)]
     canvas.paint(Rule.CALL_THUNK, free - thunks.size, thunks.pads(free))
-    through = np.isin(functions, wanted[thunks.padded(wanted, canvas)])
-    mine = sites[through]
-    canvas.paint(Rule.CALL_THUNK, mine, with_rel32(b"\xe8", mine, functions[through] - thunks.size))
+    padded = np.isin(functions, wanted[thunks.padded(wanted, canvas)])
+    _lead_through(sites[padded], functions[padded], canvas, thunks)
+
+
+def apply_calls_out(
+    calls: Positions,
+    instr: Positions,
+    canvas: Canvas,
+    kernel: Canvas,
+    live: Canvas,
+    thunks: CallThunks,
+) -> None:
+    """Paint a module's calls out of it: of the kernel (pads on ``kernel``) and other modules.
+
+    Whether another module's function has its pad is that module's proof; the call may lead
+    there or to the function.
+    """
+    sites = np.unique(np.concatenate((calls, instr)))
+    sites, functions = _calls(sites[thunks.within(sites, canvas, 6)], canvas)
+    out = ~thunks.within(functions, canvas, 1)
+    sites, functions = sites[out], functions[out]
+    through = thunks.through(sites, functions, (kernel,), live)
+    _lead_through(sites[through], functions[through], canvas, thunks)
+
+
+def _lead_through(
+    sites: Positions, functions: Positions, canvas: Canvas, thunks: CallThunks
+) -> None:
+    canvas.paint(Rule.CALL_THUNK, sites, with_rel32(b"\xe8", sites, functions - thunks.size))
 
 
 def _calls(sites: Positions, canvas: Canvas) -> tuple[Positions, Positions]:
@@ -129,7 +181,7 @@ def _calls(sites: Positions, canvas: Canvas) -> tuple[Positions, Positions]:
 
 
 def late_pads(
-    image: KernelImage,
+    starts: Positions,
     canvas: Canvas,
     live: Canvas,
     thunks: CallThunks,
@@ -137,11 +189,10 @@ def late_pads(
 ) -> int:
     """Paint the pads that stand in ``live`` before functions whose pad is still free (7b).
 
-    Returns how many there are that no static call explains: ``called`` are the static calls'
-    functions.
+    ``starts`` are where functions start.  Returns how many pads there are that no static call
+    explains: ``called`` are the static calls' functions.
     """
-    starts = _functions(image)
-    starts = starts[thunks.may_pad(starts) & live.covers(starts - thunks.size, thunks.size)]
+    starts = starts[thunks.may_pad(starts, live)]
     free = np.all(canvas.gather(starts - thunks.size, thunks.size) == 0x90, axis=1)
     late = starts[free]
     late = late[thunks.padded(late, live)]
@@ -149,8 +200,8 @@ def late_pads(
     return int(np.count_nonzero(~np.isin(late, called)))
 
 
-def _functions(image: KernelImage) -> Positions:
-    """Return where functions start: the text symbols."""
+def functions(image: KernelImage) -> Positions:
+    """Return where the kernel's functions start: the text symbols."""
     kinds = np.frombuffer(image.symbols.kinds, dtype=np.uint8)
     text = np.isin(kinds, np.frombuffer(b"tTwW", dtype=np.uint8))
     addresses = image.symbols.addresses[text]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,6 @@ from undercroft.base import JsonValue
 from undercroft.formats.kernel import KernelImage
 from undercroft.reference.kernel.canvas import Canvas
 from undercroft.reference.kernel.insn import decode, disassemble
-from undercroft.reference.kernel.replay import Replay
 from undercroft.reference.kernel.rules import Rule
 
 _JOIN = 8
@@ -58,35 +58,56 @@ class Mismatch:
         return shown
 
 
-def find_mismatches(replay: Replay, live: Canvas, base: int) -> list[Mismatch]:
-    """Compare ``live`` with the expected image and describe every place that differs.
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose bytes are compared: a name, and how its positions are named.
 
-    At most 4,096 places are described: more is another kernel, not a patch.
+    ``locate`` returns the symbol that a position falls behind and the distance; code ends at
+    ``code_stop``.
     """
-    expected = replay.canvas.array[live.start : live.stop]
+
+    name: str
+    locate: Callable[[int], tuple[str, int]]
+    code_stop: int
+
+
+def kernel_owner(image: KernelImage) -> Owner:
+    """Return the owner of the kernel's own image."""
+    base = image.link_base
+    return Owner("vmlinux", lambda at: image.symbols.locate(base + at), image.text_size)
+
+
+def find_mismatches(canvas: Canvas, live: Canvas, base: int, owner: Owner) -> list[Mismatch]:
+    """Compare ``live`` with the expected ``canvas`` and describe every place that differs.
+
+    ``base`` is the address of position 0.  At most 4,096 places are described: more is another
+    kernel, not a patch.
+    """
+    expected = canvas.array[live.start - canvas.start : live.stop - canvas.start]
     different = np.flatnonzero(expected != live.array)
     if not len(different):
         return []
     edges = np.flatnonzero(np.diff(different) > _JOIN) + 1
     places = np.split(different, edges[:_MAX_PLACES])
     return [
-        _describe(replay, live, base, [live.start + at for at in place.tolist()])
+        _describe(canvas, live, base, owner, [live.start + at for at in place.tolist()])
         for place in places
     ]
 
 
-def _describe(replay: Replay, live: Canvas, base: int, offsets: list[int]) -> Mismatch:
-    image, canvas = replay.image, replay.canvas
+def _describe(
+    canvas: Canvas, live: Canvas, base: int, owner: Owner, offsets: list[int]
+) -> Mismatch:
     first, last = offsets[0], offsets[-1]
-    function, distance = image.symbols.locate(image.link_base + first)
-    owner = canvas.owner(first)
-    start, stop = _window(image, canvas, first, last, live)
-    rule = owner[0] if owner else None
+    function, distance = owner.locate(first)
+    decided = canvas.owner(first)
+    start, stop = _window(owner, canvas, first, last, live)
+    rule = decided[0] if decided else None
     return Mismatch(
         address=base + first,
         function=function,
         distance=distance,
-        owner="vmlinux",
+        owner=owner.name,
         offsets=tuple(offsets),
         window_address=base + start,
         expected=canvas.get(start, stop - start),
@@ -96,17 +117,15 @@ def _describe(replay: Replay, live: Canvas, base: int, offsets: list[int]) -> Mi
     )
 
 
-def _window(
-    image: KernelImage, canvas: Canvas, first: int, last: int, live: Canvas
-) -> tuple[int, int]:
+def _window(owner: Owner, canvas: Canvas, first: int, last: int, live: Canvas) -> tuple[int, int]:
     """Return the span of whole expected instructions around a place, with a little behind it."""
-    _, distance = image.symbols.locate(image.link_base + first)
-    if first >= image.text_size or distance > _MAX_FUNCTION:
+    _, distance = owner.locate(first)
+    if first >= owner.code_stop or distance > _MAX_FUNCTION or first - distance < canvas.start:
         return max(live.start, first & ~7), min(live.stop, (last | 7) + 1)
     at = start = first - distance
     stop = last + 1
     while at < stop or at < first + _CONTEXT:
-        insn = decode(canvas.get(at, min(15, canvas.stop - at)))
+        insn = decode(canvas.get(at, min(15, canvas.stop - at))) if at < canvas.stop else None
         length = insn.length if insn else 1
         if at <= first:
             start = at

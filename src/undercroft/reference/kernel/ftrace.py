@@ -239,6 +239,7 @@ def apply_calls(
     """
     pointer = image.find("ftrace_trace_function")
     sites = np.array([at for name in CALLS if (at := image.find(name)) is not None], dtype=np.int64)
+    sites = sites[canvas.covers(sites, 5)]
     if pointer is None or not len(sites):
         return
     target = values.position(values.u64(pointer))

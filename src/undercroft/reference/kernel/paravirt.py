@@ -117,10 +117,11 @@ def infer(sites: ParavirtSites, live: Canvas, allowed: Vendor, nop: int) -> dict
 def apply(
     sites: ParavirtSites, canvas: Canvas, chosen: Mapping[int, int], table: int, nop: int
 ) -> None:
-    """Paint the direct call of every site whose slot's function is known."""
+    """Paint the direct call of every site on the canvas whose slot's function is known."""
     slots = table + 8 * sites.type.astype(np.int64)
+    inside = canvas.covers(sites.instr, 6)
     for slot, target in chosen.items():
-        of_slot = slots == slot
+        of_slot = inside & (slots == slot)
         for length in np.unique(sites.length[of_slot]).tolist():
             mine = sites.instr[of_slot & (sites.length == length)]
             if target == nop:

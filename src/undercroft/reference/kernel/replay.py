@@ -123,6 +123,7 @@ def replay(image: KernelImage, slide: int, live: Canvas, values: GuestValues) ->
         locks=simple_sites.decode_locks(sites.smp_locks, pristine, image.text_size),
         returns=choices.returns,
         thunks=choices.call_thunks,
+        functions=call_thunks.functions(image),
     )
     run_time = run_time.below(image.text_size)
     result = Replay(image, canvas, pristine, choices, run_time)
@@ -150,6 +151,6 @@ def boot_passes(image: KernelImage, canvas: Canvas, live: Canvas) -> BootChoices
     features = alternatives.infer(live)
     alternatives.apply(features)
     if thunks is not None:
-        call_thunks.apply(image, canvas, thunks)
+        call_thunks.apply(sites.calls, sites.alternatives.instr, canvas, thunks)
     simple_sites.seal_endbr(sites.endbr_seal, canvas)
     return BootChoices(features, how, branches, dict(targets.by_slot) if targets else slots, thunks)

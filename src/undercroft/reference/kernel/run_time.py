@@ -45,6 +45,10 @@ class RunTime:
     locks: Positions
     returns: ReturnChoice
     thunks: call_thunks.CallThunks | None
+    functions: Positions
+    """Where functions start on the canvas: what may have a call-depth pad."""
+    pads: tuple[Canvas, ...] = ()
+    """The canvases with the pads of what is called here; none: the canvas itself."""
 
     def within(self, pages: Positions) -> RunTime:
         """Return only the sites that touch ``pages`` (position >> 12)."""
@@ -117,7 +121,7 @@ def paint(
     functions = static_calls.functions(run_time.calls, values)
     late = 0
     if thunks is not None:
-        late = call_thunks.late_pads(image, canvas, live, thunks, functions)
+        late = call_thunks.late_pads(run_time.functions, canvas, live, thunks, functions)
     tracing = ftrace.apply(image, run_time.traced, canvas, values, live)
     ftrace.apply_calls(image, canvas, values, live, thunks)
     jump_labels.apply(run_time.labels, canvas, jump_labels.enabled(run_time.labels, values))
@@ -129,6 +133,7 @@ def paint(
         run_time.call_constants,
         live,
         thunks,
+        run_time.pads or (canvas,),
     )
     if uniprocessor is None:
         uniprocessor = simple_sites.infer_uniprocessor(run_time.locks, live)

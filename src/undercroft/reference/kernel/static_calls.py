@@ -118,8 +118,12 @@ def apply(
     known: StaticCallConstants,
     live: Canvas,
     thunks: CallThunks | None,
+    pads: tuple[Canvas, ...],
 ) -> int:
-    """Paint every site; return how many kept an early ``ret`` (rule 11b)."""
+    """Paint every site; return how many kept an early ``ret`` (rule 11b).
+
+    ``pads`` are the canvases that hold the pads of the functions called.
+    """
     null = function == NULL
     call = ~calls.tail
     five = np.empty((len(calls.site), 5), dtype=np.uint8)
@@ -129,7 +133,7 @@ def apply(
     _fill(five, calls.tail & ~null, with_rel32(b"\xe9", calls.site, _or_zero(function)))
     _fill(five, calls.tail & null, returns.code(calls.site))
     if thunks is not None:
-        _through_pads(five, calls, call & ~null, function, canvas, live, thunks)
+        _through_pads(five, calls, call & ~null, function, pads, live, thunks)
     early = _early_returns(calls, calls.tail & null & ~calls.jcc, returns, live)
     _fill(five, early, constant_rows(RET, len(five)))
     plain = ~calls.jcc
@@ -143,7 +147,7 @@ def _through_pads(
     calls: StaticCalls,
     where: Mask,
     function: Positions,
-    canvas: Canvas,
+    pads: tuple[Canvas, ...],
     live: Canvas,
     thunks: CallThunks,
 ) -> None:
@@ -155,7 +159,7 @@ def _through_pads(
     vendor's; the one that stands there is taken.
     """
     where = where & live.covers(calls.site, 5)
-    where[where] = thunks.padded(function[where], canvas)
+    where[where] = thunks.through(calls.site[where], function[where], pads, live)
     padded = with_rel32(b"\xe8", calls.site[where], function[where] - thunks.size)
     seen = np.all(live.gather(calls.site[where], 5) == padded, axis=1)
     chosen = np.flatnonzero(where)[seen]

@@ -12,21 +12,21 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import numpy as np
 
-from undercroft.base import Finding, JsonValue, MemoryFault, Outcome
+from undercroft.base import Finding, FormatError, JsonValue, MemoryFault, Outcome
 from undercroft.formats.kernel import KernelImage
 from undercroft.reference.kernel import text_poke
-from undercroft.reference.kernel.canvas import Canvas, Positions
-from undercroft.reference.kernel.explain import Mismatch, find_mismatches
+from undercroft.reference.kernel.canvas import Canvas
+from undercroft.reference.kernel.explain import Mismatch, find_mismatches, kernel_owner
 from undercroft.reference.kernel.guest import GuestValues
 from undercroft.reference.kernel.notable import Notable, notable
 from undercroft.reference.kernel.replay import Replay, replay
 from undercroft.securekernel.arch.x86_64.paging import PAGE_SHIFT, AddressSpace
 from undercroft.securekernel.linux.locate import LocatedKernel, locate
-from undercroft.securekernel.linux.mapped import MappedRange, map_range
+from undercroft.securekernel.linux.modules_text import ModuleLibrary, ModuleProofs
+from undercroft.securekernel.linux.region import Region
 from undercroft.securekernel.memory import PhysicalMemory
 from undercroft.securekernel.vcpu import VcpuState
 
@@ -38,53 +38,6 @@ _SITE = 15
 """No instruction, so no site's instruction, is longer."""
 LISTED = 16
 """Mismatches that a finding lists; it counts all of them."""
-
-
-@dataclass(slots=True)
-class _Region:
-    """A range of the image that is compared: [start, start + size) from _text.
-
-    ``frames`` and ``expected`` run in parallel: what lies in each physical extent.
-    """
-
-    start: int
-    mapped: MappedRange
-    expected: list[bytearray]
-
-    def refresh(self, canvas: Canvas) -> None:
-        """Take the expected bytes from the canvas again."""
-        base = self.mapped.vaddr
-        self.expected = [
-            canvas.data[at : at + extent.size]
-            for extent in self.mapped.extents
-            for at in (self.start + extent.vaddr - base,)
-        ]
-
-    def equal(self, memory: PhysicalMemory) -> bool:
-        """Compare every byte (bytearray == buffer is one memcmp)."""
-        return all(
-            expected == memory.view(extent.paddr, extent.size)
-            for extent, expected in zip(self.mapped.extents, self.expected, strict=True)
-        )
-
-    def copy_pages(self, memory: PhysicalMemory, canvas: Canvas, pages: Positions) -> None:
-        """Copy the live bytes of some pages (position >> 12) into ``canvas`` again."""
-        base = self.mapped.vaddr - self.start
-        for extent in self.mapped.extents:
-            first = extent.vaddr - base
-            for page in pages.tolist():
-                low = max(first, page << PAGE_SHIFT)
-                high = min(first + extent.size, (page + 1) << PAGE_SHIFT)
-                if low < high:
-                    view = memory.view(extent.paddr + low - first, high - low)
-                    canvas.data[low - canvas.start : high - canvas.start] = view
-
-    def copy(self, memory: PhysicalMemory) -> Canvas:
-        """Return the live bytes as they are now."""
-        data = bytearray()
-        for extent in self.mapped.extents:
-            data += memory.view(extent.paddr, extent.size)
-        return Canvas(self.start, data)
 
 
 class KernelTextProof:
@@ -103,11 +56,13 @@ class KernelTextProof:
         self.located = located
         self.kernel = kernel
         self.replay: Replay | None = None
+        self.modules: ModuleProofs | None = None
         self.settled = 0
         """How often a difference turned out to be the kernel patching itself."""
         self._paused = paused
-        self._text: _Region | None = None
-        self._rodata: list[_Region] = []
+        self._owner = kernel_owner(image)
+        self._text: Region | None = None
+        self._rodata: list[Region] = []
 
     @classmethod
     def attach(
@@ -117,47 +72,62 @@ class KernelTextProof:
         image: KernelImage,
         *,
         paused: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        library: ModuleLibrary | None = None,
     ) -> KernelTextProof:
         """Locate the kernel and build its expected image.
 
         ``paused`` holds the guest still for a moment; it is entered only to settle a mismatch.
-        If the kernel is not located, :meth:`sweep` says so and compares nothing.
+        ``library`` gives the modules of the package.  If the kernel is not located,
+        :meth:`sweep` says so and compares nothing.
         """
         location = locate(memory, vcpus, image)
         proof = cls(memory, image, location.finding, location.kernel, paused)
         if location.kernel is not None:
-            proof._build(location.kernel)
+            try:
+                proof._build(location.kernel, library)
+            except MemoryFault as fault:
+                proof._give_up(
+                    Outcome.FAIL,
+                    f"the kernel is there but part of it cannot be read: {fault}",
+                    {"address": f"{fault.address:#x}"},
+                )
+            except FormatError as error:
+                proof._give_up(
+                    Outcome.UNKNOWN,
+                    f"the package's kernel lacks what the proof needs: {error}",
+                    {"missing": error.reason},
+                )
         return proof
 
-    def _build(self, kernel: LocatedKernel) -> None:
-        text = _Region(0, kernel.text, [])
-        try:
-            self.replay = replay(
-                self.image, kernel.slide, text.copy(self.memory), self._values(kernel)
-            )
-            self._rodata = [
-                _Region(start, self._map(kernel, start, stop), [])
-                for start, stop in rodata_ranges(self.image)
-            ]
-        except MemoryFault as fault:
-            self.located = Finding(
-                self.located.id,
-                Outcome.FAIL,
-                f"the kernel is there but part of it cannot be read: {fault}",
-                {**self.located.details, "address": f"{fault.address:#x}"},
-                self.located.source,
-            )
-            self.kernel = None
-            return
-        self._text = text
+    def _build(self, kernel: LocatedKernel, library: ModuleLibrary | None) -> None:
+        text = Region(self.memory, kernel.cr3, kernel.la57, 0, kernel.text)
+        result = replay(self.image, kernel.slide, text.copy(), self._values())
+        self._rodata = [self._region(start, stop) for start, stop in rodata_ranges(self.image)]
         for region in (text, *self._rodata):
-            region.refresh(self.replay.canvas)
+            region.refresh(result.canvas)
+        self._text = text
+        self.replay = result
+        self.modules = ModuleProofs(result, library, self._region, self._values, self._paused)
 
-    def _values(self, kernel: LocatedKernel) -> GuestValues:
-        return GuestValues(AddressSpace(self.memory, kernel.cr3, kernel.la57).read, kernel.base)
+    def _give_up(self, outcome: Outcome, summary: str, details: dict[str, JsonValue]) -> None:
+        self.located = Finding(
+            self.located.id,
+            outcome,
+            summary,
+            {**self.located.details, **details},
+            self.located.source,
+        )
+        self.kernel = None
 
-    def _map(self, kernel: LocatedKernel, start: int, stop: int) -> MappedRange:
-        return map_range(self.memory, kernel.cr3, kernel.la57, kernel.base + start, stop - start)
+    def _values(self) -> GuestValues:
+        assert self.kernel is not None
+        space = AddressSpace(self.memory, self.kernel.cr3, self.kernel.la57)
+        return GuestValues(space.read, self.kernel.base)
+
+    def _region(self, start: int, stop: int) -> Region:
+        assert self.kernel is not None
+        kernel = self.kernel
+        return Region.at(self.memory, kernel.cr3, kernel.la57, kernel.base, start, stop)
 
     def text_equal(self) -> bool:
         """Compare all kernel text with the expected image, once: the fast path of a sweep.
@@ -165,18 +135,23 @@ class KernelTextProof:
         False also if the page tables that map the text have changed.
         """
         text = self._text
-        return text is not None and text.mapped.unchanged(self.memory) and text.equal(self.memory)
+        return text is not None and text.unchanged() and text.equal()
 
     def sweep(self) -> list[Finding]:
-        """Compare everything and return the findings: located, text, rodata, notable."""
-        if self.kernel is None or self.replay is None or self._text is None:
+        """Compare everything; return the findings: located, text, rodata, modules, notable."""
+        if self.kernel is None or self.replay is None or self.modules is None:
             return [self.located]
         try:
             mismatches = [] if self.text_equal() else self._settle()
         except MemoryFault as fault:
             return [self.located, _unreadable(TEXT, fault)]
-        findings = [self.located, self._text_finding(mismatches), self._rodata_finding()]
-        return [*findings, self._notable_finding()]
+        return [
+            self.located,
+            self._text_finding(mismatches),
+            self._rodata_finding(),
+            self.modules.check(),
+            self._notable_finding(),
+        ]
 
     def _settle(self) -> list[Mismatch]:
         """Follow the guest's state until the text is explained, or it is clear that it is not.
@@ -185,17 +160,16 @@ class KernelTextProof:
         pages that differ and the variables that decide them.  A kernel that was stopped in the
         middle of patching itself (text_poke_bp) is let go on, a few times.
         """
-        assert self.kernel is not None
         assert self.replay is not None
         assert self._text is not None
         text = self._text
-        if not text.mapped.unchanged(self.memory):
-            text.mapped = self._map(self.kernel, 0, self.image.text_size)
+        if not text.unchanged():
+            text.remap()
         mismatches: list[Mismatch] = []
         for attempt in range(SETTLE_TRIES + POKE_TRIES):
-            live = text.copy(self.memory)
-            self.replay.follow(self._values(self.kernel), live)
-            mismatches = find_mismatches(self.replay, live, self.kernel.base)
+            live = text.copy()
+            self.replay.follow(self._values(), live)
+            mismatches = self._compare(live)
             poking = False
             if mismatches and attempt >= SETTLE_TRIES - 1:
                 mismatches, poking = self._look_closely(text, mismatches)
@@ -209,26 +183,29 @@ class KernelTextProof:
         return mismatches
 
     def _look_closely(
-        self, text: _Region, mismatches: list[Mismatch]
+        self, text: Region, mismatches: list[Mismatch]
     ) -> tuple[list[Mismatch], bool]:
         """Hold the guest still and look again at the pages that differ.
 
         Returns what still differs, and whether text_poke_bp() is in the middle of a patch.
         """
-        assert self.kernel is not None
         assert self.replay is not None
         offsets = np.array([at for each in mismatches for at in each.offsets], dtype=np.int64)
-        pages = np.unique(
-            np.concatenate((offsets >> 12, (offsets - 15) >> 12, (offsets + 15) >> 12))
-        )
+        around = np.concatenate((offsets - _SITE, offsets, offsets + _SITE))
+        pages = np.unique(around >> PAGE_SHIFT)
         narrowed = self.replay.run_time.within(pages)
-        live = text.copy(self.memory)
+        live = text.copy()
         with self._paused():
-            values = self._values(self.kernel)
-            text.copy_pages(self.memory, live, pages)
+            values = self._values()
+            text.copy_pages(live, pages)
             self.replay.follow(values, live, narrowed)
             poking = bool(text_poke.under_way(self.image, values))
-        return find_mismatches(self.replay, live, self.kernel.base), poking
+        return self._compare(live), poking
+
+    def _compare(self, live: Canvas) -> list[Mismatch]:
+        assert self.kernel is not None
+        assert self.replay is not None
+        return find_mismatches(self.replay.canvas, live, self.kernel.base, self._owner)
 
     def _text_finding(self, mismatches: list[Mismatch]) -> Finding:
         assert self.replay is not None
@@ -252,18 +229,15 @@ class KernelTextProof:
 
     def _rodata_finding(self) -> Finding:
         assert self.replay is not None
-        assert self.kernel is not None
         size = sum(region.mapped.size for region in self._rodata)
         changed: list[Mismatch] = []
         try:
             for region in self._rodata:
-                if not region.mapped.unchanged(self.memory):
-                    stop = region.start + region.mapped.size
-                    region.mapped = self._map(self.kernel, region.start, stop)
+                if not region.unchanged():
+                    region.remap()
                     region.refresh(self.replay.canvas)
-                if not region.equal(self.memory):
-                    live = region.copy(self.memory)
-                    changed += find_mismatches(self.replay, live, self.kernel.base)
+                if not region.equal():
+                    changed += self._compare(region.copy())
         except MemoryFault as fault:
             return _unreadable(RODATA, fault)
         details: dict[str, JsonValue] = {
@@ -314,4 +288,4 @@ def rodata_ranges(image: KernelImage) -> list[tuple[int, int]]:
     return [(start, hole), (after, stop)]
 
 
-__all__ = ["KernelTextProof", "Mismatch", "rodata_ranges"]
+__all__ = ["KernelTextProof", "Mismatch", "Notable", "rodata_ranges"]

@@ -9,7 +9,7 @@ import pytest
 from undercroft.base import MemoryFault
 from undercroft.formats.kernel import load_kernel
 from undercroft.reference.kernel.canvas import Canvas
-from undercroft.reference.kernel.explain import Mismatch, find_mismatches
+from undercroft.reference.kernel.explain import Mismatch, find_mismatches, kernel_owner
 from undercroft.reference.kernel.guest import GuestValues
 from undercroft.reference.kernel.notable import notable
 from undercroft.reference.kernel.replay import Replay, replay
@@ -33,7 +33,7 @@ def replayed(linux: TinyLinux) -> tuple[Replay, list[Mismatch]]:
 
     live = Canvas(0, bytearray(memory[:TEXT_SIZE]))
     result = replay(linux.image, t.SLIDE, live, GuestValues(read, linux.base))
-    return result, find_mismatches(result, live, linux.base)
+    return result, find_mismatches(result.canvas, live, linux.base, kernel_owner(linux.image))
 
 
 @pytest.fixture(params=[False, True], ids=["6.1", "6.12"])

@@ -1,0 +1,302 @@
+"""Prove the code of every loaded module equal to its package's file.
+
+The guest's list of modules says which file, and where its allocations are; everything else is
+computed from the file.  A module that no package has is not wrong, but nothing can be said of
+its code: UNKNOWN.  Executable memory that no module on the list owns is found elsewhere, by
+walking the page tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from undercroft.base import Finding, FormatError, JsonValue, MemoryFault, Outcome
+from undercroft.formats.kernel import KernelModule
+from undercroft.reference.kernel import modules
+from undercroft.reference.kernel.canvas import Canvas
+from undercroft.reference.kernel.explain import Mismatch, Owner, find_mismatches
+from undercroft.reference.kernel.guest import GuestStructs, GuestValues
+from undercroft.reference.kernel.module_replay import ModuleReplay, replay_module
+from undercroft.reference.kernel.modules import PlacedModule
+from undercroft.reference.kernel.replay import Replay
+from undercroft.securekernel.linux.region import Region
+
+FINDING = "kernel.modules"
+ModuleLibrary = Callable[[str], KernelModule | None]
+"""Returns the package's module of a name (as the kernel spells it), or None."""
+
+MAX_MODULES = 4096
+_MAX_BYTES = 64 << 20
+_STATE_LIVE = 0
+_NAME_SIZE = 56
+_GROUPS = ("text", "data", "rodata", "ro_after_init")
+"""enum mod_mem_type: MOD_TEXT, MOD_DATA, MOD_RODATA, MOD_RO_AFTER_INIT."""
+_THIS_MODULE = ".gnu.linkonce.this_module"
+_MASK64 = (1 << 64) - 1
+_LISTED = 16
+_TRIES, _WAIT_S = 3, 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModule:
+    """What the guest says of a module: where its ``struct module`` and its allocations are."""
+
+    name: str
+    address: int
+    live: bool
+    bases: tuple[tuple[str, int], ...]
+    percpu: int
+    hides_sections: bool
+
+
+@dataclass(slots=True)
+class _Proved:
+    loaded: LoadedModule
+    replay: ModuleReplay
+    region: Region
+    owner: Owner
+
+
+class ModuleProofs:
+    """The proofs of all loaded modules; each is built once and followed from then on."""
+
+    def __init__(
+        self,
+        replay: Replay,
+        library: ModuleLibrary | None,
+        region: Callable[[int, int], Region],
+        values: Callable[[], GuestValues],
+        paused: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._replay = replay
+        self._library = library
+        self._region = region
+        self._values = values
+        self._paused = paused
+        self._proved: dict[LoadedModule, _Proved] = {}
+        self._files: dict[str, KernelModule | None] = {}
+
+    def ranges(self) -> list[tuple[int, int, str]]:
+        """Return (start, stop, name) of the code of every module proved so far."""
+        return [
+            (each.region.mapped.vaddr, each.region.mapped.vaddr + each.region.mapped.size, name)
+            for each in self._proved.values()
+            for name in (each.loaded.name,)
+        ]
+
+    def check(self) -> Finding:
+        """Compare every module on the guest's list with its file."""
+        try:
+            found = list(self._list())
+        except MemoryFault as fault:
+            return Finding(
+                FINDING,
+                Outcome.FAIL,
+                f"the list of modules cannot be followed: {fault}",
+                {"address": f"{fault.address:#x}"},
+            )
+        live = [module for module in found if module.live]
+        unknown = [module.name for module in live if self._file(module.name) is None]
+        known = [module for module in live if self._file(module.name) is not None]
+        problems = self._build(known)
+        mismatches: list[Mismatch] = []
+        total = 0
+        for module in known:
+            proved = self._proved.get(module)
+            if proved is not None:
+                total += proved.region.mapped.size
+                try:
+                    mismatches += self._compare(proved)
+                except MemoryFault as fault:
+                    problems[module.name] = f"its code cannot be read: {fault}"
+        hidden = [module.name for module in live if module.hides_sections]
+        problems |= dict.fromkeys(hidden, "it has no section attributes")
+        return _finding(live, total, unknown, problems, mismatches)
+
+    def _file(self, name: str) -> KernelModule | None:
+        if name not in self._files:
+            self._files[name] = self._library(name) if self._library is not None else None
+        return self._files[name]
+
+    def _list(self) -> Iterator[LoadedModule]:
+        image = self._replay.image
+        values = self._values()
+        guest = GuestStructs(values, image.btf)
+        head = image.find("modules")
+        if head is None:
+            return
+        for count, at in enumerate(guest.list(values.address(head), "module", "list")):
+            if count >= MAX_MODULES:
+                raise MemoryFault(at, kind="virtual", why="absurdly many modules")
+            yield _read(guest, at)
+
+    def _build(self, known: list[LoadedModule]) -> dict[str, str]:
+        """Place, relocate and patch the modules that are new; forget those that are gone."""
+        for gone in set(self._proved) - set(known):
+            del self._proved[gone]
+        if all(module in self._proved for module in known):
+            return {}
+        problems: dict[str, str] = {}
+        values = self._values()
+        placed: dict[LoadedModule, PlacedModule] = {}
+        for module in known:
+            try:
+                placed[module] = self._place(module, values)
+            except FormatError as error:
+                problems[module.name] = str(error)
+        exported = self._exports(placed, values)
+        for module in known:
+            if module in placed and module not in self._proved:
+                try:
+                    problem = self._prove(module, placed[module], exported, values)
+                except (FormatError, MemoryFault) as error:
+                    problem = str(error)
+                if problem:
+                    problems[module.name] = problem
+        return problems
+
+    def _place(self, loaded: LoadedModule, values: GuestValues) -> PlacedModule:
+        file = self._file(loaded.name)
+        assert file is not None
+        shared = len(loaded.bases) == 1
+        bases = dict(loaded.bases)
+        if shared:
+            bases = dict.fromkeys(_GROUPS, bases["core"])
+        placed = modules.place(file, bases, loaded.percpu, values.base, shared=shared)
+        if sum(len(group.data) for group in placed.memory.values()) > _MAX_BYTES:
+            raise FormatError("kernel module", 0, "the module is absurdly large")
+        this = file.elf.by_name.get(_THIS_MODULE)
+        if this is not None and placed.address(this.index) != loaded.address:
+            raise FormatError(
+                "kernel module",
+                0,
+                "struct module is not where the file's layout puts it",
+                expected=f"{placed.address(this.index):#x}",
+                got=f"{loaded.address:#x}",
+            )
+        return placed
+
+    def _exports(
+        self, placed: Mapping[LoadedModule, PlacedModule], values: GuestValues
+    ) -> dict[str, int]:
+        """Return what the kernel and every module with a file export: name to address."""
+        image = self._replay.image
+        slide = values.base - image.link_base
+        exported = {
+            name: (value + slide) & _MASK64 if value >= image.link_base else value
+            for name, value in image.exports.items()
+        }
+        for module in placed.values():
+            # ksymtab entries are relative: the exports need only the module's own symbols
+            modules.relocate(module, exported)
+        for module in placed.values():
+            exported |= module.exports()
+        return exported
+
+    def _prove(
+        self,
+        loaded: LoadedModule,
+        placed: PlacedModule,
+        exported: Mapping[str, int],
+        values: GuestValues,
+    ) -> str:
+        region = self._region(placed.text.start, placed.text.stop)
+        live = region.copy()
+        modules.find_freed(placed, live)
+        modules.relocate(placed, exported)
+        if placed.unresolved:
+            names = ", ".join(placed.unresolved[:4])
+            return f"nobody that is verified exports {names}"
+        replayed = replay_module(placed, self._replay, live)
+        replayed.follow(values, live)
+        region.refresh(replayed.canvas)
+        symbols = replayed.symbols
+        owner = Owner(loaded.name, lambda at: symbols.locate(at & _MASK64), placed.text.stop)
+        self._proved[loaded] = _Proved(loaded, replayed, region, owner)
+        return ""
+
+    def _compare(self, proved: _Proved) -> list[Mismatch]:
+        region = proved.region
+        if region.unchanged() and region.equal():
+            return []
+        mismatches: list[Mismatch] = []
+        for attempt in range(_TRIES):
+            last = attempt == _TRIES - 1
+            with self._paused() if last else contextlib.nullcontext():
+                region.remap()
+                live = region.copy()
+                values = self._values()
+                proved.replay.follow(values, live)
+            region.refresh(proved.replay.canvas)
+            mismatches = find_mismatches(proved.replay.canvas, live, values.base, proved.owner)
+            if not mismatches:
+                break
+            if not last:
+                time.sleep(_WAIT_S)
+        return mismatches
+
+    def live_copy(self, name: str) -> Canvas | None:
+        """Return a module's code as it is now, for a person who wants to look."""
+        for proved in self._proved.values():
+            if proved.loaded.name == name:
+                return proved.region.copy()
+        return None
+
+
+def _read(guest: GuestStructs, at: int) -> LoadedModule:
+    types = guest.types
+    raw = guest.raw(at, "module", "name", _NAME_SIZE)
+    name = raw.split(b"\0", 1)[0].decode("ascii", errors="backslashreplace")
+    bases: tuple[tuple[str, int], ...]
+    if types.has_member("module", "core_layout"):  # struct module_layout, until 6.3
+        bases = (("core", guest.u64(at, "module", "core_layout.base")),)
+    else:
+        first = at + types.offset_of("module", "mem")
+        size = types.size_of("module_memory")
+        bases = tuple(
+            (group, guest.u64(first + index * size, "module_memory", "base"))
+            for index, group in enumerate(_GROUPS)
+        )
+    attributes = types.has_member("module", "sect_attrs")
+    return LoadedModule(
+        name=name,
+        address=at,
+        live=guest.u32(at, "module", "state") == _STATE_LIVE,
+        bases=bases,
+        percpu=guest.u64(at, "module", "percpu") if types.has_member("module", "percpu") else 0,
+        hides_sections=attributes and not guest.u64(at, "module", "sect_attrs"),
+    )
+
+
+def _finding(
+    live: list[LoadedModule],
+    size: int,
+    unknown: list[str],
+    problems: Mapping[str, str],
+    mismatches: list[Mismatch],
+) -> Finding:
+    unexplained = sum(len(each.offsets) for each in mismatches)
+    details: dict[str, JsonValue] = {
+        "modules": [module.name for module in live],
+        "bytes": size,
+        "unexplained": unexplained,
+        "without_reference": list(unknown),
+        "problems": dict(problems),
+    }
+    if mismatches:
+        details["mismatches"] = [each.as_json() for each in mismatches[:_LISTED]]
+    if mismatches or problems:
+        outcome = Outcome.FAIL
+        names = list(dict.fromkeys([*(each.owner for each in mismatches), *problems]))
+        summary = f"the code of {', '.join(names[:6])} is not what its package has"
+    elif unknown:
+        outcome = Outcome.UNKNOWN
+        summary = f"no package has {', '.join(unknown[:6])}: nothing can be said of its code"
+    else:
+        outcome = Outcome.PASS
+        summary = f"all {size:,} bytes of code of {len(live)} modules are explained"
+    return Finding(FINDING, outcome, summary, details)
