@@ -25,7 +25,7 @@ from undercroft.reference.kernel.modules import PlacedModule
 from undercroft.reference.kernel.replay import Replay
 from undercroft.securekernel.linux.region import Region
 
-FINDING = "kernel.modules"
+FINDING = "kernel.modules.text"
 ModuleLibrary = Callable[[str], KernelModule | None]
 """Returns the package's module of a name (as the kernel spells it), or None."""
 
@@ -67,7 +67,7 @@ class ModuleProofs:
     def __init__(
         self,
         replay: Replay,
-        library: ModuleLibrary | None,
+        library: ModuleLibrary,
         region: Callable[[int, int], Region],
         values: Callable[[], GuestValues],
         paused: Callable[[], AbstractContextManager[None]],
@@ -119,7 +119,7 @@ class ModuleProofs:
 
     def _file(self, name: str) -> KernelModule | None:
         if name not in self._files:
-            self._files[name] = self._library(name) if self._library is not None else None
+            self._files[name] = self._library(name)
         return self._files[name]
 
     def _list(self) -> Iterator[LoadedModule]:

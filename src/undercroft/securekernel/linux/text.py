@@ -107,7 +107,8 @@ class KernelTextProof:
             region.refresh(result.canvas)
         self._text = text
         self.replay = result
-        self.modules = ModuleProofs(result, library, self._region, self._values, self._paused)
+        if library is not None:
+            self.modules = ModuleProofs(result, library, self._region, self._values, self._paused)
 
     def _give_up(self, outcome: Outcome, summary: str, details: dict[str, JsonValue]) -> None:
         self.located = Finding(
@@ -138,8 +139,11 @@ class KernelTextProof:
         return text is not None and text.unchanged() and text.equal()
 
     def sweep(self) -> list[Finding]:
-        """Compare everything; return the findings: located, text, rodata, modules, notable."""
-        if self.kernel is None or self.replay is None or self.modules is None:
+        """Compare everything; return the findings: located, text, rodata, modules, notable.
+
+        Modules are compared only if a library of them was given.
+        """
+        if self.kernel is None or self.replay is None:
             return [self.located]
         try:
             mismatches = [] if self.text_equal() else self._settle()
@@ -149,7 +153,7 @@ class KernelTextProof:
             self.located,
             self._text_finding(mismatches),
             self._rodata_finding(),
-            self.modules.check(),
+            *([self.modules.check()] if self.modules is not None else []),
             self._notable_finding(),
         ]
 
