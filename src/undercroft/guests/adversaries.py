@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from undercroft.base import EnvironmentFault
@@ -15,6 +15,8 @@ from undercroft.packages import Archive, VerifiedPackage
 from undercroft.packages.unpack import unpack
 
 MAKE_TIMEOUT_S = 300.0
+PROGRAMS = "programs"
+"""Where the adversaries that are ordinary programs are, under the folder of the modules."""
 _NEEDED = re.compile(r"\b(linux-headers-[a-z0-9.+-]+-common|linux-kbuild-[a-z0-9.+-]+)(?=[ ,]|$)")
 _LIBELF = re.compile(r"libelf1\w*")
 
@@ -63,6 +65,10 @@ def _make(tree: Path, release: str, folder: Path) -> None:
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "LD_LIBRARY_PATH": str(libraries)}
     for variable in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
         environment.pop(variable, None)  # of a make that runs us
+    _compile(command, environment)
+
+
+def _compile(command: list[str], environment: Mapping[str, str]) -> None:
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", env=environment,
@@ -70,7 +76,7 @@ def _make(tree: Path, release: str, folder: Path) -> None:
         )  # fmt: skip
     except FileNotFoundError as error:
         raise EnvironmentFault(
-            "make is not installed", remedy="apt-get install gcc make"
+            f"{command[0]} is not installed", remedy="apt-get install gcc make"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise EnvironmentFault("compiling the test adversaries did not end") from error
@@ -82,10 +88,32 @@ def _make(tree: Path, release: str, folder: Path) -> None:
         )
 
 
+def source_files(sources: Path) -> list[Path]:
+    """Return every file that decides what the adversaries are, in a fixed order."""
+    return sorted(path for path in sources.rglob("*") if path.is_file())
+
+
+def source_of(name: str) -> str:
+    """Return the source of a built adversary, relative to the folder with the sources."""
+    stem = name.removesuffix(".ko")
+    return f"{stem}.c" if stem != name else f"{PROGRAMS}/{name}.c"
+
+
+def _program(source: Path, target: Path) -> bytes:
+    """Compile a program that needs no C library and is the same wherever it is compiled."""
+    command = [
+        "gcc", "-static", "-nostdlib", "-ffreestanding", "-Os", "-s", "-fno-pie", "-no-pie",
+        "-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-Wl,--build-id=none",
+        "-o", str(target), str(source),
+    ]  # fmt: skip
+    _compile(command, {**os.environ, "LC_ALL": "C.UTF-8"})
+    return target.read_bytes()
+
+
 def build_adversaries(
     archive: Archive, home: Path, release: str, sources: Path, *, say: Say = lambda _text: None
 ) -> dict[str, bytes]:
-    """Return the modules by file name (``hide_task.ko``), built for the kernel ``release``.
+    """Return the modules (``hide_task.ko``), built for ``release``, and the programs, by name.
 
     Needs gcc and make on this machine; everything else comes from verified packages that are
     unpacked under ``home/headers``.
@@ -94,7 +122,10 @@ def build_adversaries(
     say("compiling test adversaries")
     with tempfile.TemporaryDirectory(prefix="undercroft-modules-") as name:
         folder = Path(name)
-        for path in [*sources.glob("*.c"), sources / "Kbuild"]:
+        for path in [*sources.glob("*.[ch]"), sources / "Kbuild"]:
             shutil.copy(path, folder)
         _make(tree, release, folder)
-        return {path.name: path.read_bytes() for path in sorted(folder.glob("*.ko"))}
+        built = {path.name: path.read_bytes() for path in sorted(folder.glob("*.ko"))}
+        for path in sorted((sources / PROGRAMS).glob("*.c")):
+            built[path.stem] = _program(path, folder / path.stem)
+    return built

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from undercroft.base import EnvironmentFault
 from undercroft.guests import micro
-from undercroft.guests.adversaries import build_adversaries
+from undercroft.guests.adversaries import build_adversaries, source_files, source_of
 from undercroft.guests.cpio import CpioEntry, file, write_cpio
 from undercroft.guests.manifest import BuiltFile, GuestBuild, GuestFile, load_build, save_build
 from undercroft.packages import Archive, VerifiedPackage, read_deb
@@ -76,7 +76,7 @@ def _inputs_digest(packages: _Packages, adversaries: Path | None) -> str:
     for package in (packages.image, packages.busybox, packages.firmware):
         state.update(package.sha256.encode())
     state.update(write_cpio(micro.initramfs_entries()) + micro.COMMAND_LINE.encode())
-    for path in sorted(adversaries.glob("*")) if adversaries else ():
+    for path in source_files(adversaries) if adversaries else ():
         state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return state.hexdigest()
 
@@ -91,7 +91,10 @@ def _initramfs(
     sources: list[tuple[CpioEntry, Provenance]] = [
         (file("/bin/busybox", program, mode=0o755), packages.busybox.provenance),
         *((entry, ours) for entry in micro.initramfs_entries()),
-        *((file(f"/adversaries/{n}", data), origin[n]) for n, data in adversaries.items()),
+        *(
+            (file(f"/adversaries/{n}", data, mode=0o644 if n.endswith(".ko") else 0o755), origin[n])
+            for n, data in adversaries.items()
+        ),
     ]
     files = {
         entry.path: GuestFile(hashlib.sha256(entry.data).hexdigest(), provenance)
@@ -172,7 +175,7 @@ def _build(packages: _Packages, modules: Mapping[str, bytes], inputs: str, folde
     origin = {
         name: Provenance(
             Grade.BUILT,
-            origin=f"tests/adversaries/{Path(name).stem}.c",
+            origin=f"tests/adversaries/{source_of(name)}",
             note=f"test adversary, built for {packages.release}",
         )
         for name in modules
