@@ -139,9 +139,11 @@ def figures() -> list[Figure]:
                 raise AssertionError("no trust vector")
         rates[from_file].append(GUESTS / (time.thread_time() - start))
         raw.append(_raw_rate())
+    of_raw = [steady / beside for steady, beside in zip(rates[False], raw[::2], strict=True)]
     against = Against("target", TARGET)
     return [
         from_samples("steady_appraisals_per_s", "1/s", rates[False], against=against),
+        from_samples("steady_of_raw_p256", "of raw", of_raw),
         from_samples("steady_appraisals_from_file_per_s", "1/s", rates[True]),
         from_samples("p256_verify_raw_per_s", "1/s", raw),
     ]
