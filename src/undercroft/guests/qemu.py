@@ -27,6 +27,7 @@ class MachineSpec:
     firmware_code: Path
     firmware_vars: Path
     vtpm: Path
+    one_thread: bool = False
 
     @property
     def qmp(self) -> Path:
@@ -62,6 +63,8 @@ def _option(value: object) -> str:
 def arguments(spec: MachineSpec) -> list[str]:
     """Return the command that starts the machine of ``spec``."""
     tcg = "tcg,thread=multi" if spec.cpus > 1 else "tcg"
+    if spec.one_thread:
+        tcg = "tcg,thread=single"
     memory = f"size={spec.memory_mb}M,mem-path={_option(spec.ram)},share=on"
     return [
         QEMU,

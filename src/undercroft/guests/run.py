@@ -38,6 +38,8 @@ class RunOptions:
     extra_command_line: str = ""
     interposer: bool | None = None
     """Whether the secure kernel's TPM multiplexer stands between QEMU and swtpm."""
+    one_thread: bool = False
+    """Whether TCG runs all vCPUs in one thread, which write traps on code need (see traps)."""
 
 
 def folder_of(home: Path, name: str) -> Path:
@@ -235,6 +237,7 @@ def _machine(
         firmware_code=build.firmware_code.path,
         firmware_vars=variables,
         vtpm=vtpm,
+        one_thread=options.one_thread,
     )
 
 
