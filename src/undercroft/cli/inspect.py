@@ -12,9 +12,12 @@ import typer
 from rich.console import Console
 
 from undercroft import wiring
-from undercroft.base import Finding, Outcome, worst
+from undercroft.base import EnvironmentFault, Finding, Outcome, worst
 from undercroft.cli import exit_status, render
+from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.inspect import SecureKernel
+from undercroft.securekernel.trapped import TrappedKernel
+from undercroft.securekernel.traps.guard import Mode
 
 Target = Annotated[str, typer.Argument(help="qemu:NAME or qemu:PID")]
 Kernel = Annotated[
@@ -72,21 +75,52 @@ def attach(
     seconds: Annotated[
         float, typer.Option(min=0, help="Stop after this long; 0: until the guest ends.")
     ] = 0,
+    traps: Annotated[
+        Mode | None,
+        typer.Option(
+            help="Trap writes to the kernel's code and constants too; say what is done about an "
+            "unexplained one: it lands (observe), the guest is stopped before it lands "
+            "(enforce, snapshot), or ended (kill)."
+        ),
+    ] = None,
+    traps_log: Annotated[
+        Path | None, typer.Option(help="Append what the traps see to this file, as epochs.")
+    ] = None,
+    snapshot: Annotated[
+        Path | None, typer.Option(help="Where --traps snapshot saves the guest's memory.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Stay beside a running guest and say what changes, as it changes.
 
-    Ends with the guest, after --seconds, or at Ctrl-C; the exit status is that of the last look.
+    Ends with the guest, after --seconds, at Ctrl-C, or when --traps stopped the guest; the exit
+    status is that of the last look.
     """
     opened = wiring.open_target(target, kernel)
-    watched = SecureKernel(opened.guest, opened.image)
+    if traps is None:
+        _watch(SecureKernel(opened.guest, opened.image), interval, seconds, as_json)
+        return
+    if not isinstance(opened.guest, QemuGuest):
+        raise EnvironmentFault("only a guest of QEMU can be trapped", where=target)
+    if (traps is Mode.SNAPSHOT) != (snapshot is not None):
+        raise typer.BadParameter("--traps snapshot and --snapshot FILE belong together")
+    with TrappedKernel(
+        opened.guest, opened.image, traps, log=traps_log, snapshot=snapshot
+    ) as trapped:
+        _watch(trapped, interval, seconds, as_json)
+
+
+def _watch(watched: SecureKernel, interval: float, seconds: float, as_json: bool) -> None:
     console = render.console()
     seen: dict[str, tuple[Outcome, str]] = {}
     end = time.monotonic() + seconds if seconds else None
     try:
         while end is None or time.monotonic() < end:
             _say_changes(watched.watch(), seen, console if not as_json else None)
-            opened.guest.check_alive()
+            watched.guest.check_alive()
+            if isinstance(watched, TrappedKernel) and watched.guard.status().frozen:
+                _say_changes([watched.traps()], seen, console if not as_json else None)
+                break
             time.sleep(interval)
     except KeyboardInterrupt:
         pass

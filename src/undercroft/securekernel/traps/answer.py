@@ -16,10 +16,10 @@ step 2; what it takes back in that time is not: each change says how long its pa
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from undercroft.formats.evidence.interval import MAX_BYTES, BlindWindow, Change
 from undercroft.reference.kernel.nops import NOPS
@@ -27,9 +27,10 @@ from undercroft.reference.kernel.rules import Rule
 from undercroft.securekernel.memory import PhysicalMemory
 from undercroft.securekernel.traps.explain import Explainer
 from undercroft.securekernel.traps.journal import Journal
-from undercroft.securekernel.traps.pages import LANDING_S, Page, Pages, Span
+from undercroft.securekernel.traps.pages import Page, Pages, Span
 from undercroft.securekernel.traps.regions import PAGE, PAGE_TABLES
 from undercroft.securekernel.traps.sites import Site, TextSites, probe_site
+from undercroft.securekernel.traps.threads import Threads
 from undercroft.securekernel.traps.writetrap import TrappedWrite, WriteTraps
 
 SETTLE_S = 1.0
@@ -38,8 +39,9 @@ PATCHING_S = 30.0
 """The same while the guest says that a batch of patches is under way."""
 STORM_WRITES, STORM_PERIOD_S, COOLING_S = 4000, 1.0, 0.5
 """A page written so often in so long a time is left open for so long, and that is said."""
-MAX_LANDING_S = 0.064
-_SPIN = 20
+_SPIN_NS, _NAP_S = 100_000, 0.00002
+_STORES_NS, _LANDING_NS = 15_000, 50_000_000
+"""A thread that runs again stores within the first; the second is how long we wait for it."""
 _CONTEXT = 8
 """Bytes shown on each side of a write that lies in no known place."""
 _SEEN = 16
@@ -127,12 +129,11 @@ class Answerer:
     text: TextJudge | None
     refuse: Refuse
     on_change: Callable[[Change], None]
-    pid: int
+    threads: Threads
     answer_us: list[float] = field(default_factory=list)
     modified: dict[str, int] = field(default_factory=dict)
     pending: dict[int, _Pending] = field(default_factory=dict)
     _cooling: dict[int, tuple[float, int]] = field(default_factory=dict)
-    _threads: dict[int, str] = field(default_factory=dict)
     _seen: set[tuple[Rule, int]] = field(default_factory=set)
 
     # --- one write ---------------------------------------------------------------------------
@@ -149,9 +150,11 @@ class Answerer:
         if reason and self.refuse():
             self._report(page, write, (), reason, landed=False)
             return
+        at = write.paddr - page.paddr
+        slices = self.threads.slices(write.thread)
         opened = time.perf_counter_ns()
         self.traps.lift(write.page, PAGE)
-        landed = self._await_landing(page, write.paddr)
+        self._await_landing(write, page.content[at : at + _SEEN], slices)
         if self._is_storm(page):
             self._cooling[page.paddr] = (time.monotonic() + COOLING_S, self.journal.clock.now())
             return
@@ -159,7 +162,6 @@ class Answerer:
         open_ns = time.perf_counter_ns() - opened
         if not reason and len(self.answer_us) < 1 << 16:
             self.answer_us.append((time.perf_counter_ns() - started) / 1000)
-        page.landing = LANDING_S if landed else min(2 * page.landing, MAX_LANDING_S)
         self.examine(page, write, reason, open_ns)
 
     def _objection(self, page: Page, offset: int) -> str:
@@ -176,26 +178,30 @@ class Answerer:
             return ""  # the processor may set its accessed and dirty bits
         return "nothing writes here once the kernel has booted"
 
-    def _await_landing(self, page: Page, paddr: int) -> bool:
-        """Wait until the bytes at ``paddr`` change; False if they do not in time.
+    def _await_landing(self, write: TrappedWrite, before: bytes, slices: int) -> None:
+        """Wait until the store has happened: its bytes changed, or its thread ran for a moment.
 
-        A store of the same bytes changes nothing, and a writer that got no processor has not
-        stored yet: its store is trapped again.
+        A store may leave the bytes as they were, or be undone at once, so that its thread is
+        watched too.  One that got no processor in time has not stored: it is trapped again.
+        The wait is short and busy, for as long as it takes the page is open.
         """
-        at = paddr - page.paddr
-        size = min(_SEEN, PAGE - at)
-        before = page.content[at : at + size]
-        read = self.memory.read
-        for _ in range(_SPIN):
-            if read(paddr, size) != before:
-                return True
-            time.sleep(0)
-        deadline = time.monotonic() + page.landing
-        while time.monotonic() < deadline:
-            if read(paddr, size) != before:
-                return True
-            time.sleep(0.00002)
-        return False
+        read, paddr, size = self.memory.read, write.paddr, len(before)
+        clock = time.monotonic_ns
+        began = clock()
+        ran_at = 0
+        while read(paddr, size) == before:
+            now = clock()
+            if ran_at:
+                if now - ran_at > _STORES_NS:
+                    return
+            elif self.threads.slices(write.thread) != slices:
+                ran_at = now
+            elif now - began > _LANDING_NS:
+                return
+            if now - began > _SPIN_NS:
+                time.sleep(_NAP_S)  # the thread may need the processor that we are on
+            else:
+                os.sched_yield()
 
     def _is_storm(self, page: Page) -> bool:
         now = time.monotonic()
@@ -271,7 +277,7 @@ class Answerer:
                 before=bytes(old),
                 span=span,
                 paddr=page.paddr + span.start + vaddr - span.vaddr,
-                thread=self._thread(write),
+                thread=self._thread_of(write),
                 began=self.journal.clock.now(),
                 since=time.monotonic(),
             )
@@ -385,7 +391,7 @@ class Answerer:
                 rule="",
                 before=before[start:stop],
                 after=after[start:stop],
-                thread=self._thread(write),
+                thread=self._thread_of(write),
                 writes=1,
                 open_ns=0,
                 lawful=False,
@@ -428,16 +434,5 @@ class Answerer:
         """Whether a page is left open because of a storm."""
         return bool(self._cooling)
 
-    # --- who ---------------------------------------------------------------------------------
-
-    def _thread(self, write: TrappedWrite | None) -> str:
-        """Return the name of the hypervisor's thread; QEMU names its vCPUs ``CPU 0/KVM``."""
-        if write is None:
-            return ""
-        if write.thread not in self._threads:
-            try:
-                name = Path(f"/proc/{self.pid}/task/{write.thread}/comm").read_text().strip()
-            except OSError:
-                name = ""
-            self._threads[write.thread] = f"{name} ({write.thread})" if name else str(write.thread)
-        return self._threads[write.thread]
+    def _thread_of(self, write: TrappedWrite | None) -> str:
+        return self.threads.name(write.thread) if write is not None else ""

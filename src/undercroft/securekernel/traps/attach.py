@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def guard_kernel(
     *,
     mode: Mode = Mode.OBSERVE,
     more: Sequence[Region] = (),
+    despite_tcg: bool = False,
     log: Path | None = None,
     snapshot: Path | None = None,
     on_change: Callable[[Change], None] = lambda _change: None,
@@ -34,8 +36,12 @@ def guard_kernel(
     The proof has to look at the text after this, not only before: from now on every change is
     seen, so what is equal at any later moment has been explained all the time since.
 
-    Raises EnvironmentFault if the kernel is not located or the hypervisor cannot be attached to.
+    Raises EnvironmentFault if the kernel is not located, if the hypervisor cannot be attached to,
+    or if it is QEMU's emulator with several threads: see :func:`check_emulator`, which
+    ``despite_tcg`` leaves out.
     """
+    if not despite_tcg:
+        check_emulator(pid)
     kernel, replay = proof.kernel, proof.replay
     if kernel is None or replay is None:
         raise EnvironmentFault(
@@ -63,6 +69,28 @@ def guard_kernel(
         guard.close()
         raise
     return guard
+
+
+def check_emulator(pid: int) -> None:
+    """Raise EnvironmentFault if the process is QEMU's TCG with more than one vCPU thread.
+
+    TCG invalidates translated code before the store that changes it (accel/tcg/cputlb.c:
+    notdirty_write, then store_helper).  Another vCPU's thread that translates the same code in
+    between keeps the old instruction for ever.  That race is in QEMU, and a few ns wide; a trapped
+    store widens it to as long as our answer takes, and a guest was seen to run into an INT3
+    that is no longer there without end.  With one thread for all vCPUs, and with KVM, there is
+    no such race.
+    """
+    names = []
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            names.append((thread / "comm").read_text().strip())
+    if sum(name.startswith("CPU ") and name.endswith("/TCG") for name in names) > 1:
+        raise EnvironmentFault(
+            "QEMU emulates the vCPUs in several threads, where trapping writes to code can hang it",
+            where=f"process {pid}",
+            remedy="start the guest with -accel tcg,thread=single, or with KVM",
+        )
 
 
 def find_uncovered(pid: int, ranges: Sequence[HostRange]) -> list[Uncovered]:

@@ -12,9 +12,6 @@ from undercroft.formats.evidence.interval import page_tree_digest
 from undercroft.securekernel.memory import PhysicalMemory
 from undercroft.securekernel.traps.regions import PAGE, Region
 
-LANDING_S = 0.001
-"""How long to wait for a store that changes nothing; doubled each time it was too short."""
-
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -33,7 +30,6 @@ class Page:
     paddr: int
     spans: list[Span] = field(default_factory=list)
     content: bytes = b""
-    landing: float = LANDING_S
     writes: int = 0
     counted_since: float = 0.0
 

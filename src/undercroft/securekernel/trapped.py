@@ -1,0 +1,166 @@
+"""The secure kernel with write traps: the same facts, and one about every moment in between.
+
+``kernel.traps`` carries the digest of the chain of epochs, so that the quote which binds the
+record binds the chain; the chain itself is handed over beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from undercroft.base import Finding, JsonValue, Outcome
+from undercroft.formats.evidence.interval import Change, Epoch
+from undercroft.formats.evidence.record import SecureKernelRecord
+from undercroft.formats.kernel import KernelImage
+from undercroft.securekernel.hypervisor.qemu import QemuGuest
+from undercroft.securekernel.inspect import SecureKernel
+from undercroft.securekernel.traps.attach import find_uncovered, guard_kernel
+from undercroft.securekernel.traps.guard import Guard, GuardStatus, Mode
+from undercroft.securekernel.traps.writetrap import HostRange
+
+FINDING = "kernel.traps"
+CHANNEL = "write-trap"
+LISTED = 8
+"""Violations that the finding lists; the chain has all of them."""
+
+
+class TrappedKernel(SecureKernel):
+    """A secure kernel that keeps a guard over its guest.  Close it, or use it as a context.
+
+    Raises EnvironmentFault if the guest's kernel is not located or cannot be guarded.
+    """
+
+    def __init__(
+        self,
+        guest: QemuGuest,
+        image: KernelImage,
+        mode: Mode,
+        *,
+        log: Path | None = None,
+        snapshot: Path | None = None,
+    ) -> None:
+        super().__init__(guest, image)
+        self._ranges: tuple[HostRange, ...] = guest.host_ranges()
+        self._pid = guest.pid
+        self._violations: list[Change] = []
+        self.guard: Guard = guard_kernel(
+            self.proof,
+            guest.pid,
+            self._ranges,
+            mode=mode,
+            log=log,
+            snapshot=snapshot,
+            on_change=self._note,
+        )
+
+    def _note(self, change: Change) -> None:
+        if not change.lawful and len(self._violations) < LISTED:
+            self._violations.append(change)
+
+    def facts(self) -> list[Finding]:
+        """Return every fact; of a guest that was frozen, only what the traps saw."""
+        return [self.now()] if self.guard.status().frozen else super().facts()
+
+    def watch(self) -> list[Finding]:
+        """Return every fact, some a little old; of a guest that was frozen, only the traps'."""
+        return [self.now()] if self.guard.status().frozen else super().watch()
+
+    def sweep(self) -> list[Finding]:
+        """Return the facts about the kernel's code, and what the traps saw so far."""
+        return [*super().sweep(), self.now()]
+
+    def record(self) -> SecureKernelRecord:
+        """Return one report.  It ends an epoch, and its interval begins where the chain does."""
+        record = super().record()
+        traps = self.traps()
+        return replace(
+            record,
+            t0=min(record.t0, self.guard.status().since),
+            t1=time.time_ns(),
+            channels=(*record.channels, CHANNEL),
+            facts=(*(fact for fact in record.facts if fact.id != FINDING), traps),
+        )
+
+    def now(self) -> Finding:
+        """Say what the traps saw since they were armed; the epoch goes on."""
+        return traps_finding(self.guard.status(), None, b"", self._violations)
+
+    def traps(self) -> Finding:
+        """Look for ways around the traps, end the epoch, and say what the traps saw."""
+        status = self.guard.status()
+        if status.ended:
+            return self.now()
+        if not status.frozen:
+            self.guard.set_uncovered(find_uncovered(self._pid, self._ranges))
+        epoch = self.guard.close_epoch()
+        return traps_finding(self.guard.status(), epoch, self.guard.journal.head, self._violations)
+
+    def close(self) -> None:
+        """Let go of the guest."""
+        self.guard.close()
+
+    def __enter__(self) -> TrappedKernel:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def traps_finding(
+    status: GuardStatus, epoch: Epoch | None, head: bytes, violations: list[Change]
+) -> Finding:
+    """Return the fact about a guard: FAIL with a violation, UNKNOWN without full cover."""
+    details: dict[str, JsonValue] = {
+        "mode": status.mode.value,
+        "session": status.session.hex(),
+        "since": status.since,
+        "writes": status.writes,
+        "lawful": status.lawful,
+        "violations": status.violations,
+        "unsettled": status.pending,
+        "frozen": status.frozen,
+        "uncovered": [f"{each.kind} ({each.pid}): {each.detail}" for each in status.uncovered],
+    }
+    doubts = [text for text in (status.ended, status.fault) if text]
+    if epoch is not None:
+        details |= {
+            "head": head.hex(),
+            "epochs": epoch.sequence,
+            "t1": epoch.t1,
+            "ranges": [
+                {
+                    "name": covered.name,
+                    "bytes": sum(size for _, _, size in covered.extents),
+                    "last-modified-epoch": covered.last_modified,
+                }
+                for covered in epoch.ranges
+            ],
+            "channels": list(epoch.channels),
+        }
+    doubts += [f"{each.kind} of process {each.pid}" for each in status.uncovered[:1]]
+    if violations:
+        details["seen"] = [_as_json(change) for change in violations]
+        where = ", ".join(dict.fromkeys(each.symbol or each.range for each in violations[:4]))
+        what = "was refused" if not violations[0].landed else "landed"
+        summary = f"{status.violations:,} unexplained writes; the first {what}, in {where}"
+        return Finding(FINDING, Outcome.FAIL, summary, details)
+    seen = f"{status.writes:,} writes to protected memory, all explained"
+    if doubts:
+        return Finding(FINDING, Outcome.UNKNOWN, f"{seen}; but: {'; '.join(doubts)}", details)
+    return Finding(FINDING, Outcome.PASS, seen, details)
+
+
+def _as_json(change: Change) -> dict[str, JsonValue]:
+    return {
+        "time": change.time,
+        "range": change.range,
+        "address": f"{change.vaddr or change.paddr:#x}",
+        "symbol": change.symbol,
+        "before": change.before.hex(),
+        "after": change.after.hex(),
+        "thread": change.thread,
+        "landed": change.landed,
+        "reason": change.reason,
+    }

@@ -1,0 +1,287 @@
+"""Write traps on a real guest: lawful change passes, everything else is a violation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from undercroft import wiring
+from undercroft.base import EnvironmentFault, Outcome
+from undercroft.formats.evidence.interval import Change
+from undercroft.guests.attacks import PATCHED_FUNCTION, inline_patch, transient
+from undercroft.guests.console import CommandError
+from undercroft.guests.run import Guest, RunOptions
+from undercroft.securekernel.hypervisor.qemu import QemuGuest
+from undercroft.securekernel.inspect import SecureKernel
+from undercroft.securekernel.traps.attach import guard_kernel
+from undercroft.securekernel.traps.freeze import is_frozen
+from undercroft.securekernel.traps.guard import Guard, Mode
+
+pytestmark = pytest.mark.guest
+
+SCHEDSTATS = "/proc/sys/kernel/sched_schedstats"
+TRANSIENTS = 40
+TRAPPED = RunOptions(one_thread=True)
+StartGuest = Callable[..., Guest]
+
+
+@dataclass
+class Watched:
+    """A guest, its kernel, and what a guard over it has seen."""
+
+    guest: Guest
+    kernel: SecureKernel
+    qemu: QemuGuest
+    changes: list[Change] = field(default_factory=list)
+
+    @contextmanager
+    def guarded(self, mode: Mode = Mode.OBSERVE, log: Path | None = None) -> Iterator[Guard]:
+        self.changes.clear()
+        with guard_kernel(
+            self.kernel.proof,
+            self.qemu.pid,
+            self.qemu.host_ranges(),
+            mode=mode,
+            log=log,
+            on_change=self.changes.append,
+        ) as guard:
+            yield guard
+
+    def address(self, symbol: str) -> int:
+        located = self.kernel.proof.kernel
+        assert located is not None
+        return located.base + self.kernel.image.offset(symbol)
+
+    def violations(self) -> list[Change]:
+        return [change for change in self.changes if not change.lawful]
+
+
+def watch(guest: Guest, home: Path) -> Watched:
+    os.environ["UNDERCROFT_HOME"] = str(home)
+    target = wiring.open_target(f"qemu:{guest.info.name}")
+    assert isinstance(target.guest, QemuGuest)
+    return Watched(guest, SecureKernel(target.guest, target.image), target.guest)
+
+
+@pytest.fixture(scope="module")
+def watched(start_guest: StartGuest, guest_home: Path) -> Watched:
+    return watch(start_guest(TRAPPED), guest_home)
+
+
+def settle(guard: Guard) -> None:
+    deadline = time.monotonic() + 60
+    while guard.status().pending:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_guest_runs_on_and_everything_is_still_explained(watched: Watched) -> None:
+    with watched.guarded() as guard:
+        watched.guest.console("ls -R /proc/sys >/dev/null 2>&1; dmesg >/dev/null; true")
+        assert {fact.outcome for fact in watched.kernel.proof.sweep()} == {Outcome.PASS}
+        epoch = guard.close_epoch()
+    assert {covered.name for covered in epoch.ranges} == {
+        "kernel.text",
+        "kernel.rodata",
+        "kernel.ro-after-init",
+        "kernel.page-tables",
+    }
+    assert watched.violations() == []
+    assert guard.status().ended == "closed"
+
+
+def test_a_static_key_is_lawful_and_every_place_is_named(watched: Watched) -> None:
+    with watched.guarded() as guard:
+        for value in (1, 0, 1, 0):
+            watched.guest.console(f"echo {value} > {SCHEDSTATS}")
+        settle(guard)
+        assert watched.violations() == []
+        assert len(watched.changes) >= 20
+        assert {change.rule for change in watched.changes} == {"jump-label"}
+        assert all(change.symbol and change.thread for change in watched.changes)
+        assert all(change.writes >= 1 and change.open_ns > 0 for change in watched.changes)
+        epoch = guard.close_epoch()
+        modified = {covered.name: covered.last_modified for covered in epoch.ranges}
+        assert modified == {
+            "kernel.text": 1,
+            "kernel.rodata": 0,
+            "kernel.ro-after-init": 0,
+            "kernel.page-tables": 0,
+        }
+
+
+def test_loading_a_module_and_hot_plug_of_a_cpu_are_lawful(watched: Watched) -> None:
+    with watched.guarded() as guard:
+        watched.guest.console("insmod /adversaries/hide_task.ko pid=1; rmmod hide_task")
+        watched.guest.console("echo 0 > /sys/devices/system/cpu/cpu1/online", timeout_s=60)
+        watched.guest.console("echo 1 > /sys/devices/system/cpu/cpu1/online", timeout_s=60)
+        settle(guard)
+    assert watched.violations() == []
+
+
+def test_tracing_on_and_off_is_lawful(watched: Watched) -> None:
+    tracing = "/sys/kernel/tracing"
+    try:
+        watched.guest.console(f"mount -t tracefs tracefs {tracing} 2>/dev/null; ls {tracing}/trace")
+    except CommandError:
+        pytest.skip("this kernel has no tracefs")
+    events = f"{tracing}/events/sched/sched_switch/enable"
+    with watched.guarded() as guard:
+        for value in (1, 0):
+            watched.guest.console(f"echo {value} > {events}", timeout_s=60)
+        settle(guard)
+    assert watched.violations() == []
+    assert {"static-call", "jump-label"} & {change.rule for change in watched.changes}
+
+
+def test_an_inline_patch_is_a_violation_with_symbol_and_bytes(watched: Watched) -> None:
+    with watched.guarded() as guard:
+        with inline_patch(watched.guest, watched.address(PATCHED_FUNCTION)) as adversary:
+            adversary.switch(True)
+            settle(guard)
+            first = watched.violations()[0]
+            assert first.symbol == f"{PATCHED_FUNCTION}+0x0"
+            assert first.landed
+            # endbr64; mov $-ENOSYS, %rax: its first store, or all of it if the page stayed open.
+            assert "f30f1efa48c7c0da" in first.after.hex()
+            assert "f30f1efa48c7c0da" not in first.before.hex()
+            assert "CPU" in first.thread
+            adversary.switch(False)
+        assert guard.status().violations >= 2
+
+
+@pytest.mark.parametrize("dwell_ns", [1_000, 50_000])
+@pytest.mark.parametrize(
+    ("where", "symbol", "offset", "mask"),
+    [
+        ("kernel.text", PATCHED_FUNCTION, 9, 1),
+        ("kernel.rodata", "linux_banner", 3, 1),
+        ("kernel.ro-after-init", "idt_table", 16 * 0x21 + 13, 1),
+    ],
+)
+def test_a_transient_change_is_caught_every_time(
+    watched: Watched, where: str, symbol: str, offset: int, mask: int, dwell_ns: int
+) -> None:
+    caught = 0
+    with (
+        watched.guarded(),
+        transient(watched.guest, watched.address(symbol) + offset, mask) as adversary,
+    ):
+        for _ in range(TRANSIENTS):
+            watched.changes.clear()
+            adversary.run(1, dwell_ns=dwell_ns, gap_us=1)
+            caught += {change.range for change in watched.violations()} == {where}
+    assert caught == TRANSIENTS
+
+
+@pytest.mark.parametrize(
+    ("where", "symbol", "offset"),
+    [
+        ("kernel.text", PATCHED_FUNCTION, 0),
+        ("kernel.rodata", "linux_banner", 3),
+        ("kernel.ro-after-init", "idt_table", 16 * 0x21 + 13),
+    ],
+)
+def test_enforced_the_write_never_lands(
+    start_guest: StartGuest, guest_home: Path, where: str, symbol: str, offset: int
+) -> None:
+    watched = watch(start_guest(TRAPPED), guest_home)
+    memory, pid = watched.qemu.memory, watched.qemu.pid
+    address = watched.address(symbol) + offset
+    module = "inline_patch" if where == "kernel.text" else "transient"
+    switch = "active" if where == "kernel.text" else "run"
+    watched.guest.console(f"insmod /adversaries/{module}.ko target={address:#x}")
+    with watched.guarded(Mode.ENFORCE) as guard:
+        pages = {
+            extent.paddr: memory.read(extent.paddr, extent.size)
+            for region in guard.regions
+            for extent in region.extents
+        }
+        watched.guest.console(
+            f"(sleep 0.2; echo 1 > /sys/module/{module}/parameters/{switch}) >/dev/null 2>&1 &"
+        )
+        deadline = time.monotonic() + 20
+        while not guard.status().frozen:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert is_frozen(pid)
+        (violation,) = watched.violations()
+        assert (violation.range, violation.landed) == (where, False)
+        assert violation.symbol.startswith(symbol)
+        assert violation.before == violation.after
+        for paddr, before in pages.items():
+            assert memory.read(paddr, len(before)) == before
+        epoch = guard.close_epoch()
+        assert epoch.changes[-1] == violation
+    assert is_frozen(pid)
+    assert all(memory.read(paddr, len(before)) == before for paddr, before in pages.items())
+    os.kill(pid, 9)
+
+
+GUARD_ALONE = """
+    import sys, time
+    from pathlib import Path
+    from undercroft import wiring
+    from undercroft.securekernel.inspect import SecureKernel
+    from undercroft.securekernel.traps.attach import guard_kernel
+    target = wiring.open_target("qemu:" + sys.argv[1])
+    kernel = SecureKernel(target.guest, target.image)
+    guard = guard_kernel(kernel.proof, target.guest.pid, target.guest.host_ranges())
+    print("armed", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_guest_outlives_a_guard_that_is_killed(watched: Watched) -> None:
+    for moment in (0.0, 0.01, 0.05):
+        alone = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(GUARD_ALONE), watched.guest.info.name],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert alone.stdout
+            assert alone.stdout.readline() == "armed\n"
+            watched.guest.console(
+                f"(for i in 1 0 1 0 1 0; do echo $i > {SCHEDSTATS}; done) >/dev/null 2>&1 &"
+            )
+            time.sleep(moment)
+        finally:
+            alone.kill()
+            alone.communicate()
+        assert watched.guest.console(f"echo 0 > {SCHEDSTATS}; echo alive") == "alive"
+
+
+def test_letting_go_leaves_the_hypervisor_as_it_was(watched: Watched) -> None:
+    def state() -> tuple[list[str], str]:
+        folder = Path(f"/proc/{watched.qemu.pid}")
+        flags = [row for row in (folder / "smaps").read_text().splitlines() if "VmFlags" in row]
+        files = sorted(str(entry.readlink()) for entry in (folder / "fd").iterdir())
+        return [f for f in files if "userfaultfd" in f], "\n".join(flags)
+
+    before = state()
+    assert before[0] == []
+    assert " uw" not in before[1]  # the flag of a mapping under userfaultfd write-protection
+    with watched.guarded():
+        assert " uw" in state()[1]
+    assert state()[0] == []
+    assert " uw" not in state()[1]
+
+
+def test_an_emulator_with_several_threads_is_refused_with_a_remedy(
+    running_guest: Guest, guest_home: Path
+) -> None:
+    watched = watch(running_guest, guest_home)
+    with pytest.raises(EnvironmentFault) as caught, watched.guarded():
+        pass
+    assert "thread=single" in caught.value.remedy
