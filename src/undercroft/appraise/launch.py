@@ -11,24 +11,43 @@ from collections.abc import Iterator
 
 from undercroft.appraise.graded import described, matched, outcome_of
 from undercroft.appraise.model import Judgement, failed, passed, stated
-from undercroft.base import Digest, Finding, HashAlgorithm, JsonValue, Outcome
+from undercroft.base import (
+    Digest,
+    Finding,
+    HashAlgorithm,
+    JsonValue,
+    Outcome,
+    VerificationError,
+)
 from undercroft.formats.ear import TrustClaim
-from undercroft.formats.launch import PCR_IDENTITY, PCR_MANIFEST, LaunchEvent
+from undercroft.formats.evidence import SecureKernelRecord
+from undercroft.formats.launch import PCR_IDENTITY, PCR_MANIFEST, VM_DESCRIPTOR, LaunchEvent
+from undercroft.formats.tpm import TpmRh
 from undercroft.policy import Action, Policy
 from undercroft.reference.match import Difference, match_event, missing_roles
 from undercroft.reference.model import ReferenceSet, ReferenceValue
-from undercroft.verify.launch import VerifiedLaunch
+from undercroft.verify.launch import W4_KEY, VerifiedLaunch, verify_launch_key
+from undercroft.verify.quote import VerifiedQuote
 
 CLAIM = TrustClaim.CONFIGURATION
 SOURCE = "TPM 2.0 Part 1, 34.2; PC Client Platform TPM Profile 1.05, 4.6.2"
+MACHINE_FACTS = ("descriptor.machine", "descriptor.devices", "descriptor.network")
+"""What the record says of a machine whose descriptor is known (judged as every fact is)."""
 FROM_THE_START = ("power-on", "reset")
 """Reasons of launches that came before the machine's first instruction."""
 
 
 def appraise_launch(
-    launch: VerifiedLaunch | None, references: ReferenceSet, policy: Policy
+    launch: VerifiedLaunch | None,
+    quote: VerifiedQuote,
+    record: SecureKernelRecord | None,
+    references: ReferenceSet,
+    policy: Policy,
 ) -> Iterator[Judgement]:
-    """Judge the launch: that there was one, when, and each thing that it measured."""
+    """Judge the launch: that there was one, when, and each thing that it measured.
+
+    Where the machine has a known descriptor, the record must say how the running one compares.
+    """
     known = references.events.get(PCR_MANIFEST, ())
     if launch is None:
         what = "no launch of the secure kernel is shown: PCR 17 to 19 say nothing"
@@ -36,10 +55,12 @@ def appraise_launch(
         yield failed(finding, CLAIM, Action.INSUFFICIENT) if known else stated(finding)
         return
     yield _when(launch, demanded=bool(known))
+    yield _key(quote, demanded=bool(known))
     algorithm = launch.banks[-1]
     yield _event("launch.manifest", PCR_MANIFEST, launch.manifest, algorithm, references, policy)
     if PCR_IDENTITY in references.events:
         yield from _identities(launch, algorithm, references, policy)
+        yield from _not_compared(record, references)
     yield _records(launch)
 
 
@@ -50,6 +71,24 @@ def _when(launch: VerifiedLaunch, *, demanded: bool) -> Judgement:
         return passed(Finding("launch.start", Outcome.PASS, what, details, SOURCE), CLAIM)
     what = f"launch {launch.number} was made at a machine that ran already ({launch.reason})"
     finding = Finding("launch.start", Outcome.UNKNOWN, what, details, SOURCE)
+    return failed(finding, CLAIM, Action.INSUFFICIENT) if demanded else stated(finding)
+
+
+def _key(quote: VerifiedQuote, *, demanded: bool) -> Judgement:
+    """Judge whose key signed: that no one in the guest can use it, nor take it away."""
+    name, source = "launch.key", W4_KEY.source
+    hierarchy = quote.hierarchy.name.lower() if quote.hierarchy else "unknown"
+    details: dict[str, JsonValue] = {"hierarchy": hierarchy}
+    try:
+        verify_launch_key(quote.ak.public)
+    except VerificationError as error:
+        finding = Finding(name, Outcome.FAIL, error.what, details, source)
+        return failed(finding, CLAIM) if demanded else stated(finding)
+    if quote.hierarchy is TpmRh.PLATFORM:
+        what = "only the secure kernel can sign with the key, and the guest cannot evict it"
+        return passed(Finding(name, Outcome.PASS, what, details, source), CLAIM)
+    what = f"the key is in the {hierarchy} hierarchy: it was not made by a launch before the guest"
+    finding = Finding(name, Outcome.UNKNOWN, what, details, source)
     return failed(finding, CLAIM, Action.INSUFFICIENT) if demanded else stated(finding)
 
 
@@ -66,6 +105,19 @@ def _identities(
         if role not in launch.identities:
             what = f"the launch did not measure {role}"
             yield failed(Finding(f"launch.{role}", Outcome.FAIL, what, {}, SOURCE), CLAIM)
+
+
+def _not_compared(
+    record: SecureKernelRecord | None, references: ReferenceSet
+) -> Iterator[Judgement]:
+    if not any(value.role == VM_DESCRIPTOR for value in references.events[PCR_IDENTITY]):
+        return
+    found = {fact.id for fact in record.facts} if record else set()
+    for fact in MACHINE_FACTS:
+        if fact not in found:
+            what = "nobody compared the running machine with its descriptor"
+            finding = Finding(fact, Outcome.UNKNOWN, what, {}, SOURCE)
+            yield failed(finding, CLAIM, Action.INSUFFICIENT)
 
 
 def _digest(event: LaunchEvent, algorithm: HashAlgorithm) -> Digest:

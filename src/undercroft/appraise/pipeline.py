@@ -88,7 +88,7 @@ def boot_judgements(
 ) -> tuple[Judgement, ...]:
     """Judge all that cannot change until the machine boots again: log, boot PCRs, Secure Boot."""
     return (
-        *appraise_launch(verified.launch, references, policy),
+        *appraise_launch(verified.launch, verified.quote, verified.record, references, policy),
         *state_quirks(verified.log),
         *appraise_boot(verified, references, policy),
         *appraise_secure_boot(verified.log, policy),

@@ -43,7 +43,13 @@ from undercroft.securekernel.inspect import SecureKernel
 from undercroft.service.casefile import EVIDENCE, Case, load_case, save_case, save_result
 from undercroft.service.collect import collect
 from undercroft.service.detect import ByteWatch, poll_until_failed
-from undercroft.service.ownguest import connect_vtpm, enrol_guest, planned_references
+from undercroft.service.machine import machine_facts
+from undercroft.service.ownguest import (
+    connect_vtpm,
+    enrol_guest,
+    planned_references,
+    with_launch,
+)
 from undercroft.service.verifier import (
     ResultSigner,
     appraise_case,
@@ -101,7 +107,8 @@ class _Scene:
         now = int(time.time())
         challenge = new_challenge(self.policy, now)
         with connect_vtpm(self.guest.info) as client:
-            evidence = collect(self.kernel, client, challenge)
+            info = self.guest.info
+            evidence = collect(self.kernel, client, challenge, lambda: machine_facts(info, client))
         case = Case(evidence, challenge, self.trust, self.references, self.policy)
         appraisal = appraise_case(case, int(time.time()))
         return case, appraisal, self.signer.sign(appraisal)
@@ -200,6 +207,7 @@ def _play(
     with connect_vtpm(guest.info) as client:
         trust = enrol_guest(client, guest.info, wiring.home(), dt.datetime.now(dt.UTC))
     signer = ResultSigner.load(wiring.home() / "verifier")
+    references = with_launch(references, guest.info, wiring.home(), trust.ek_certificate)
     policy = wiring.shipped_policy("direct-boot")
     scene = _Scene(guest, kernel, trust, references, policy, signer)
     case, appraisal, ear = scene.attest()

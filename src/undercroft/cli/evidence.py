@@ -20,6 +20,7 @@ from undercroft.policy import Policy
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.service.casefile import Case, read_policy, save_case, save_result
 from undercroft.service.collect import collect
+from undercroft.service.machine import machine_facts
 from undercroft.service.ownguest import connect_vtpm, enrol_guest, guest_references
 from undercroft.service.verifier import ResultSigner, appraise_case, new_challenge
 
@@ -74,10 +75,10 @@ def _collect(target: str, kernel: Path | None, policy: Policy) -> Case:
             where=target,
             remedy="undercroft guest run",
         )
-    references = guest_references(info, wiring.home())
     with connect_vtpm(info) as client:
         trust = enrol_guest(client, info, wiring.home(), dt.datetime.now(dt.UTC))
+        references = guest_references(info, wiring.home(), trust.ek_certificate)
         secure_kernel = SecureKernel(opened.guest, opened.image)
         challenge = new_challenge(policy, int(time.time()))
-        evidence = collect(secure_kernel, client, challenge)
+        evidence = collect(secure_kernel, client, challenge, lambda: machine_facts(info, client))
     return Case(evidence, challenge, trust, references, policy)

@@ -8,6 +8,8 @@ from pathlib import Path
 from undercroft.guests.accel import Accel
 
 QEMU = "qemu-system-x86_64"
+MACHINE = "q35,smm=off,memory-backend=ram,vmport=off"
+"""Machine type and options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def arguments(spec: MachineSpec) -> list[str]:
         QEMU,
         "-name", f"{_option(spec.name)},debug-threads=on",
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-machine", "q35,smm=off,memory-backend=ram,vmport=off",
+        "-machine", MACHINE,
         "-accel", "kvm" if spec.accel is Accel.KVM else tcg,
         "-cpu", spec.cpu, "-smp", str(spec.cpus), "-m", f"{spec.memory_mb}M",
         # Shared, so that the secure kernel maps the same pages.

@@ -11,13 +11,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from undercroft.base import EnvironmentFault, FormatError
 from undercroft.guests import console, micro, qemu, qmp, tpm
 from undercroft.guests.accel import Accel, choose
 from undercroft.guests.info import FILE_NAME, GuestInfo, load_info, save_info
+from undercroft.guests.launch import LaunchFiles, write_launch
 from undercroft.guests.manifest import GuestBuild
 from undercroft.guests.processes import ProcessId, end, spawn, tail, wait_gone
 
@@ -174,17 +175,17 @@ def _has_interposer() -> bool:
 
 
 def _start_vtpm(
-    home: Path, folder: Path, name: str, interposer: bool
+    folder: Path, launch: LaunchFiles | None
 ) -> tuple[dict[str, ProcessId], Path, Path | None]:
-    """Start the vTPM; return its processes, the socket for QEMU and the control socket."""
-    state = folder / "tpm"
-    if not (state / "tpm2-00.permall").is_file():
-        tpm.manufacture(state, home / "vtpm-ca", name=name)
-    swtpm, upstream = tpm.start_swtpm(state, folder)
-    if not interposer:
+    """Start the vTPM; return its processes, the socket for QEMU and the control socket.
+
+    With ``launch`` the multiplexer stands before it and measures that when the machine starts.
+    """
+    swtpm, upstream = tpm.start_swtpm(folder / "tpm", folder)
+    if launch is None:
         return {"swtpm": swtpm}, upstream, None
     try:
-        process, listen, control = tpm.start_interposer(upstream, folder)
+        process, listen, control = tpm.start_interposer(upstream, folder, launch)
     except EnvironmentFault:
         end(swtpm)
         raise
@@ -218,7 +219,7 @@ def _prepare_folder(home: Path, name: str) -> Path:
 
 
 def _machine(
-    build: GuestBuild, options: RunOptions, accel: Accel, folder: Path, vtpm: Path
+    build: GuestBuild, options: RunOptions, accel: Accel, folder: Path
 ) -> qemu.MachineSpec:
     variables = folder / "OVMF_VARS.fd"
     if not variables.is_file():
@@ -236,7 +237,7 @@ def _machine(
         command_line=f"{build.command_line} {options.extra_command_line}".strip(),
         firmware_code=build.firmware_code.path,
         firmware_vars=variables,
-        vtpm=vtpm,
+        vtpm=folder / "vtpm.sock",
         one_thread=options.one_thread,
     )
 
@@ -264,9 +265,16 @@ def start(
     choice = choose(options.accel, home, build.kernel.path)
     say(f"starting {name} under {choice.accel.value} ({choice.reason})")
     interposer = _has_interposer() if options.interposer is None else options.interposer
-    processes, vtpm, control = _start_vtpm(home, folder, name, interposer)
-    machine = _machine(build, options, choice.accel, folder, vtpm)
-    command = qemu.arguments(machine)
+    if not (folder / "tpm" / "tpm2-00.permall").is_file():
+        tpm.manufacture(folder / "tpm", home / "vtpm-ca", name=name)
+    machine = _machine(build, options, choice.accel, folder)
+    try:
+        launch = write_launch(build, machine) if interposer else None
+        processes, vtpm, control = _start_vtpm(folder, launch)
+    except EnvironmentFault:
+        machine.ram.unlink(missing_ok=True)
+        raise
+    command = qemu.arguments(replace(machine, vtpm=vtpm))
     try:
         processes["qemu"] = spawn(command, pid_file=folder / "qemu.pid", log=folder / "qemu.log")
     except EnvironmentFault:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from undercroft.base import EnvironmentFault
+from undercroft.guests.launch import LaunchFiles
 from undercroft.guests.processes import ProcessId, spawn, tail
 
 SETUP_TIMEOUT_S = 60.0
@@ -66,6 +67,7 @@ def manufacture(state: Path, authority: Path, *, name: str) -> None:
             "swtpm_setup", "--tpm2", "--tpmstate", str(state), "--create-ek-cert",
             "--config", str(_write_configuration(authority)), "--vmid", name,
             "--pcr-banks", "sha1,sha256", "--overwrite", "--logfile", str(log),
+            "--write-ek-cert-files", str(state),
         ]  # fmt: skip
         try:
             done = subprocess.run(
@@ -116,9 +118,19 @@ def start_swtpm(state: Path, folder: Path) -> tuple[ProcessId, Path]:
     return process, path
 
 
-def start_interposer(upstream: Path, folder: Path) -> tuple[ProcessId, Path, Path]:
+def _launch_options(launch: LaunchFiles | None) -> list[str]:
+    if launch is None:
+        return []
+    identities = [f"--identity={name}={path}" for name, path in launch.identities]
+    return [f"--manifest={launch.manifest}", f"--keys={launch.keys}", *identities]
+
+
+def start_interposer(
+    upstream: Path, folder: Path, launch: LaunchFiles | None = None
+) -> tuple[ProcessId, Path, Path]:
     """Start the secure kernel's TPM multiplexer between QEMU and swtpm.
 
+    ``launch`` is what it measures each time the machine starts.
     Returns who it is, the socket for QEMU, and its control socket.
     """
     listen, control, log = folder / "vtpm.sock", folder / "vtpm-ctl.sock", folder / "vtpm.log"
@@ -128,6 +140,7 @@ def start_interposer(upstream: Path, folder: Path) -> tuple[ProcessId, Path, Pat
         [
             sys.executable, "-m", "undercroft.securekernel.vtpm", "--upstream", str(upstream),
             "--listen", str(listen), "--control", str(control),
+            *_launch_options(launch),
         ],
         pid_file=folder / "vtpm.pid",
         log=log,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from undercroft.base import EnvironmentFault
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from undercroft.base import EnvironmentFault, Finding
 from undercroft.formats.evidence import (
     Challenge,
     Evidence,
@@ -17,24 +20,37 @@ TRIES = 8
 """How often the guest may measure a file in the few milliseconds between log and quote."""
 
 
-def collect(kernel: SecureKernel, client: VtpmClient, challenge: Challenge) -> Evidence:
+def collect(
+    kernel: SecureKernel,
+    client: VtpmClient,
+    challenge: Challenge,
+    machine: Callable[[], Sequence[Finding]] = tuple,
+) -> Evidence:
     """Answer ``challenge``: look at the guest, read its logs, and quote over it all.
 
-    The quote binds the logs as they were read. If the guest measured something before the quote,
-    the quoted PCR is ahead of the list; then everything is done again.
+    ``machine`` gives the facts about the machine under the guest (``machine.machine_facts``),
+    which go into the record too.  The quote binds the logs as they were read. If the guest
+    measured something before the quote, the quoted PCR is ahead of the list; then everything is
+    done again.
     Raises GuestGone if the guest ended meanwhile, VtpmUnavailable or TpmError if it cannot quote,
     EnvironmentFault if the guest does not stop measuring.
     """
     for _ in range(TRIES):
-        record = encode_record(kernel.record())
+        seen = kernel.record()
+        record = encode_record(replace(seen, facts=(*seen.facts, *machine())))
         eventlog, ima_list = kernel.event_log(), kernel.ima_list()
+        launch_log = client.current_launch_log() or None
         bound = qualifying_data(
-            challenge.nonce, record=record, eventlog=eventlog, ima_list=ima_list
+            challenge.nonce,
+            record=record,
+            eventlog=eventlog,
+            ima_list=ima_list,
+            launch_log=launch_log,
         )
         quote = client.quote(bound, challenge.selection)
-        if kernel.ima_list() == ima_list:
+        if kernel.ima_list() == ima_list and (client.launch_log(quote) or None) == launch_log:
             item = QuoteItem(quote.attest, quote.signature, quote.ak_public, quote.pcrs)
-            return Evidence(item, eventlog, ima_list, record)
+            return Evidence(item, eventlog, ima_list, record, launch_log)
     raise EnvironmentFault(
         "the guest measures new files all the time",
         where=kernel.guest.name,

@@ -20,6 +20,7 @@ from undercroft.securekernel.vtpm.client import VtpmClient
 from undercroft.verify.ak import verify_ak
 from undercroft.verify.credential import challenge_activation, verify_activation
 from undercroft.verify.ek import verify_ek, verify_ek_certificate
+from undercroft.verify.launch import verify_launch_key
 
 _SIZE = 2
 """Bytes of the size in front of a TPM2B."""
@@ -29,10 +30,12 @@ def enrol(client: VtpmClient, guest: str, *, roots: Sequence[bytes], now: dt.dat
     """Return whom to trust for ``guest``: its attestation key, activated against its EK.
 
     ``roots`` are the certificates (PEM or DER) of TPM manufacturers that the operator accepts;
-    authorities between them and the EK may be among them. Raises VerificationError if a key or
+    authorities between them and the EK may be among them. The attestation key must be one that
+    only the secure kernel can use. Raises VerificationError if a key or
     certificate is not what it must be, EnvironmentFault if the TPM has no EK certificate.
     """
     ak = verify_ak(parse_public(client.create_ak().public))
+    verify_launch_key(ak.public)
     certificate = client.ek_certificate()
     if certificate is None:
         raise EnvironmentFault(

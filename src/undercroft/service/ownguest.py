@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from undercroft.base import EnvironmentFault
@@ -11,33 +13,46 @@ from undercroft.guests import qemu
 from undercroft.guests.accel import Accel
 from undercroft.guests.firmware import firmware_run
 from undercroft.guests.info import GuestInfo
+from undercroft.guests.launch import identity_references, manifest_references, vtpm_identity
 from undercroft.guests.manifest import GuestBuild, load_build
 from undercroft.guests.references import derive_references
 from undercroft.guests.run import RunOptions
-from undercroft.reference.model import ReferenceSet
+from undercroft.reference.model import ReferenceSet, merge
 from undercroft.securekernel.vtpm.client import VtpmClient
 from undercroft.service.enrol import authority_certificates, enrol
 
 
-def guest_references(info: GuestInfo, home: Path) -> ReferenceSet:
-    """Return the reference values of a running guest of ours, derived from its packages."""
+def guest_references(info: GuestInfo, home: Path, ek_certificate: bytes = b"") -> ReferenceSet:
+    """Return the reference values of a running guest of ours, derived from its packages.
+
+    ``ek_certificate`` (DER) is that of its TPM, which its descriptor names.
+    """
     build = load_build(info.build.parent)
-    return _references(
-        build,
-        home,
-        accel=Accel(info.accel),
-        cpu=info.cpu,
-        cpus=info.cpus,
-        memory_mb=info.memory_mb,
-        command_line=info.command_line,
-    )
+    machine = _machine_of(info, build, home)
+    boot = _boot_references(build, machine, home)
+    return with_launch(boot, info, home, ek_certificate)
+
+
+def with_launch(
+    references: ReferenceSet, info: GuestInfo, home: Path, ek_certificate: bytes
+) -> ReferenceSet:
+    """Return ``references`` and what the launch of a running guest should have measured."""
+    if info.vtpm_control is None:
+        return references
+    build = load_build(info.build.parent)
+    machine = _machine_of(info, build, home)
+    # A TPM that was made before certificates were kept is described without its identity.
+    known = bool(vtpm_identity(info.folder / "tpm"))
+    vtpm = hashlib.sha256(ek_certificate).digest() if known and ek_certificate else b""
+    identity = identity_references(build, machine, vtpm)
+    return merge(references.name, (references, identity))
 
 
 def planned_references(
     build: GuestBuild, options: RunOptions, accel: Accel, home: Path
 ) -> ReferenceSet:
     """Return the reference values of a guest that has not been started yet."""
-    return _references(
+    machine = _machine(
         build,
         home,
         accel=accel,
@@ -46,20 +61,35 @@ def planned_references(
         memory_mb=options.memory_mb,
         command_line=f"{build.command_line} {options.extra_command_line}".strip(),
     )
+    return merge(build.name, (_boot_references(build, machine, home), manifest_references()))
 
 
-def _references(
+def _machine_of(info: GuestInfo, build: GuestBuild, home: Path) -> qemu.MachineSpec:
+    return _machine(
+        build,
+        home,
+        name=info.name,
+        accel=Accel(info.accel),
+        cpu=info.cpu,
+        cpus=info.cpus,
+        memory_mb=info.memory_mb,
+        command_line=info.command_line,
+    )
+
+
+def _machine(
     build: GuestBuild,
     home: Path,
     *,
+    name: str = "firmware",
     accel: Accel,
     cpu: str,
     cpus: int,
     memory_mb: int,
     command_line: str,
-) -> ReferenceSet:
-    machine = qemu.MachineSpec(
-        name="firmware",
+) -> qemu.MachineSpec:
+    return qemu.MachineSpec(
+        name=name,
         folder=home,  # where it runs is chosen by the firmware run
         accel=accel,
         cpu=cpu,
@@ -73,8 +103,14 @@ def _references(
         firmware_vars=build.firmware_vars.path,
         vtpm=home / "vtpm.sock",
     )
+
+
+def _boot_references(build: GuestBuild, machine: qemu.MachineSpec, home: Path) -> ReferenceSet:
     return derive_references(
-        build, firmware_run(machine, home), command_line=command_line, memory_mb=memory_mb
+        build,
+        firmware_run(replace(machine, name="firmware"), home),
+        command_line=machine.command_line,
+        memory_mb=machine.memory_mb,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
+from msgspec.structs import replace
+
 from undercroft.base import HashAlgorithm
 from undercroft.formats.eventlog import EventType
 from undercroft.formats.launch import (
@@ -19,7 +21,9 @@ from undercroft.formats.launch import (
     LaunchEvent,
     launch_text,
 )
+from undercroft.formats.tpm import ObjectAttributes, TpmRh
 from undercroft.testing.attester import SimulatedAttester
+from undercroft.verify.launch import AK_POLICY
 
 PCR_OF_TAG = {TAG_MANIFEST: PCR_MANIFEST, TAG_IDENTITY: PCR_IDENTITY, TAG_RECORD: PCR_RECORD}
 
@@ -51,6 +55,13 @@ def encode_launch_log(events: Sequence[LaunchEvent], banks: Sequence[HashAlgorit
         head = struct.pack("<III", PCR_OF_TAG[event.tag], EventType.EV_EVENT_TAG, len(banks))
         parts.append(head + b"".join(digests) + struct.pack("<I", len(field)) + field)
     return b"".join(parts)
+
+
+def use_launch_key(attester: SimulatedAttester, hierarchy: TpmRh = TpmRh.PLATFORM) -> None:
+    """Give the TPM an attestation key as a launch makes it: for locality 2 only."""
+    attributes = attester.public.attributes & ~ObjectAttributes.USER_WITH_AUTH
+    attester.public = replace(attester.public, auth_policy=AK_POLICY, attributes=attributes)
+    attester.qualified_name = attester.public.qualified_name(hierarchy.handle_name)
 
 
 def perform_launch(attester: SimulatedAttester, events: Sequence[LaunchEvent]) -> bytes:

@@ -6,6 +6,7 @@ events' bytes are what was measured.  Checks:
 ``launch.log``     the log is one that a launch of the secure kernel leaves
 ``launch.digest``  every digest is the hash of its event
 ``launch.replay``  the log replays to the quoted PCRs 17 to 19, in every quoted bank
+``launch.key``     the attestation key's only authorization is the secure kernel's locality
 
 Who made the launch is not said by the replay.  A D-RTM event sets PCR 17 to H(0..0 || H(event)),
 while a PCR that was only extended starts from ff..ff: so it was made at locality 4, which the
@@ -34,6 +35,7 @@ from undercroft.formats.launch import (
     parse_launch_event,
     parse_launch_text,
 )
+from undercroft.formats.tpm import ObjectAttributes, Public
 from undercroft.verify.checks import Check
 
 W1_LOG = Check(
@@ -52,7 +54,19 @@ W3_REPLAY = Check(
     "PCR 17, 18 and 19 are quoted, and what the log replays to from all zeros",
     "TPM 2.0 Part 1, 34.2; PC Client Platform TPM Profile 1.05, 4.6.2",
 )
-CHECKS = (W1_LOG, W2_DIGEST, W3_REPLAY)
+W4_KEY = Check(
+    "W4",
+    "launch.key",
+    "the attestation key's only authorization is the secure kernel's locality",
+    "TPM 2.0 Part 1, 19.7.3 (userWithAuth); Part 3, 23.8 (TPM2_PolicyLocality)",
+)
+CHECKS = (W1_LOG, W2_DIGEST, W3_REPLAY, W4_KEY)
+
+SECURE_KERNEL_LOCALITY = 2
+AK_POLICY = HashAlgorithm.SHA256.hash(
+    bytes(32), (0x0000_016F).to_bytes(4, "big"), bytes([1 << SECURE_KERNEL_LOCALITY])
+)
+"""The policyDigest of TPM2_PolicyLocality(locality 2), SHA-256 (Part 3, 23.8)."""
 
 _PCR_OF_TAG = {TAG_MANIFEST: PCR_MANIFEST, TAG_IDENTITY: PCR_IDENTITY, TAG_RECORD: PCR_RECORD}
 
@@ -101,6 +115,22 @@ def verify_launch(data: bytes, quoted: Sequence[PcrBank]) -> VerifiedLaunch:
     if not quoted:
         raise W3_REPLAY.failed("no PCR was quoted")
     return launch
+
+
+def verify_launch_key(public: Public) -> Public:
+    """Check that nobody at the guest's locality can sign with this attestation key.
+
+    Returns it; raises VerificationError (W4).
+    """
+    by_auth = ObjectAttributes.USER_WITH_AUTH & public.attributes
+    if by_auth or public.name_alg is not HashAlgorithm.SHA256 or public.auth_policy != AK_POLICY:
+        raise W4_KEY.failed(
+            "the attestation key can be used by more than the secure kernel",
+            expected=f"policy {AK_POLICY.hex()} and no USER_WITH_AUTH",
+            got=f"policy {public.auth_policy.hex()}, {' '.join(public.attributes.labels)}",
+            remedy="enrol a guest that was started with its TPM multiplexer",
+        )
+    return public
 
 
 def _checked(event: Event) -> LaunchEvent:

@@ -7,20 +7,23 @@ from dataclasses import replace
 import pytest
 
 from undercroft import wiring
+from undercroft.appraise.launch import MACHINE_FACTS
 from undercroft.appraise.model import Appraisal
 from undercroft.appraise.pipeline import appraise, verify_evidence
 from undercroft.base import Finding, HashAlgorithm, Outcome, VerificationError
 from undercroft.formats.ear import Tier
 from undercroft.formats.evidence import Challenge, Evidence
 from undercroft.formats.launch import LAUNCH_PCRS, LaunchEvent
+from undercroft.formats.tpm import TpmRh
 from undercroft.reference.launch import launch_references
 from undercroft.reference.model import Grade, Provenance, ReferenceSet, merge
-from undercroft.testing.guest import NOW, SELECTION, SimulatedGuest, standard_boot
-from undercroft.testing.launch import launch_events, perform_launch
+from undercroft.testing.guest import FACTS, NOW, SELECTION, SimulatedGuest, standard_boot
+from undercroft.testing.launch import launch_events, perform_launch, use_launch_key
 
 POLICY = wiring.shipped_policy("direct-boot")
 HERE = Provenance(Grade.BUILT, note="computed here")
 IDENTITIES = {"vm-descriptor": (b"a machine", HERE)}
+COMPARED = (*FACTS, *(Finding(fact, Outcome.PASS, "as described") for fact in MACHINE_FACTS))
 KNOWN = launch_references(b"manifest\n", HERE, IDENTITIES)
 GOOD = launch_events(b"manifest\n", [("vm-descriptor", b"a machine")])
 
@@ -30,15 +33,26 @@ def challenge_of(guest: SimulatedGuest) -> Challenge:
     return Challenge(guest.challenge().nonce, {HashAlgorithm.SHA256: pcrs}, NOW)
 
 
-def collected(events: tuple[LaunchEvent, ...]) -> tuple[SimulatedGuest, Challenge, Evidence]:
-    guest = SimulatedGuest(boot=standard_boot(secure_boot=False))
+def collected(
+    events: tuple[LaunchEvent, ...],
+    facts: tuple[Finding, ...] = COMPARED,
+    hierarchy: TpmRh | None = TpmRh.PLATFORM,
+) -> tuple[SimulatedGuest, Challenge, Evidence]:
+    guest = SimulatedGuest(boot=standard_boot(secure_boot=False), facts=facts)
+    if hierarchy is not None:
+        use_launch_key(guest.attester, hierarchy)
     log = perform_launch(guest.attester, events) if events else None
     challenge = challenge_of(guest)
     return guest, challenge, guest.evidence(challenge, launch_log=log)
 
 
-def appraised(events: tuple[LaunchEvent, ...], known: ReferenceSet | None = KNOWN) -> Appraisal:
-    guest, challenge, evidence = collected(events)
+def appraised(
+    events: tuple[LaunchEvent, ...],
+    known: ReferenceSet | None = KNOWN,
+    facts: tuple[Finding, ...] = COMPARED,
+    hierarchy: TpmRh | None = TpmRh.PLATFORM,
+) -> Appraisal:
+    guest, challenge, evidence = collected(events, facts, hierarchy)
     references = guest.predicted()
     if known is not None:
         references = merge("test", (references, known))
@@ -55,6 +69,7 @@ def test_a_known_launch_is_affirmed() -> None:
     assert appraisal.verdict is Tier.AFFIRMING
     assert {i: f.outcome for i, f in found(appraisal).items()} == {
         "launch.start": Outcome.PASS,
+        "launch.key": Outcome.PASS,
         "launch.manifest": Outcome.PASS,
         "launch.vm-descriptor": Outcome.PASS,
         "launch.records": Outcome.PASS,
@@ -100,8 +115,32 @@ def test_without_a_reference_a_launch_is_only_stated(events: tuple[LaunchEvent, 
     assert found(appraisal)["launch.manifest"].outcome is Outcome.UNKNOWN
 
 
+def test_a_key_that_the_guest_can_use_contraindicates() -> None:
+    appraisal = appraised(GOOD, hierarchy=None)
+    assert appraisal.verdict is Tier.CONTRAINDICATED
+    assert found(appraisal)["launch.key"].outcome is Outcome.FAIL
+    assert appraised(GOOD, known=None, hierarchy=None).verdict is Tier.AFFIRMING
+
+
+def test_a_key_that_was_made_after_the_firmware_closed_the_platform_is_not_enough() -> None:
+    appraisal = appraised(GOOD, hierarchy=TpmRh.ENDORSEMENT)
+    assert appraisal.verdict is Tier.NONE
+    assert found(appraisal)["launch.key"].outcome is Outcome.UNKNOWN
+
+
+def test_a_machine_that_nobody_compared_is_not_enough() -> None:
+    assert appraised(GOOD, facts=FACTS).verdict is Tier.NONE
+    assert appraised(GOOD, facts=COMPARED[:-1]).verdict is Tier.NONE
+
+
+def test_a_device_that_appeared_contraindicates() -> None:
+    appeared = Finding("descriptor.devices", Outcome.FAIL, "chardev/x appeared")
+    facts = (*(fact for fact in COMPARED if fact.id != appeared.id), appeared)
+    assert appraised(GOOD, facts=facts).verdict is Tier.CONTRAINDICATED
+
+
 def test_a_launch_log_that_the_quote_does_not_bind_is_refused() -> None:
-    guest, challenge, evidence = collected(GOOD)
+    guest, challenge, evidence = collected(GOOD, COMPARED)
     for log in (None, b""):
         with pytest.raises(VerificationError) as caught:
             verify_evidence(replace(evidence, launch_log=log), guest.trust, challenge)

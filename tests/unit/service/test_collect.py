@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
-from undercroft.base import EnvironmentFault
-from undercroft.formats.evidence import SecureKernelRecord
+from undercroft.base import EnvironmentFault, Finding, Outcome
+from undercroft.formats.evidence import SecureKernelRecord, parse_record
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.vtpm.client import Quote, VtpmClient
 from undercroft.service.collect import TRIES, collect
@@ -38,8 +38,17 @@ class Kernel:
 class Client:
     """A vTPM that remembers what it was asked to sign."""
 
-    def __init__(self) -> None:
+    def __init__(self, relaunched: int = 0) -> None:
         self.signed: list[bytes] = []
+        self.relaunched = relaunched
+        self.logs = 0
+
+    def current_launch_log(self) -> bytes:
+        self.logs += 1
+        return b"launch" * min(self.logs, self.relaunched + 1)
+
+    def launch_log(self, quote: Quote) -> bytes:
+        return b"launch" * (self.relaunched + 1)
 
     def quote(self, qualifying_data: bytes, selection: object) -> Quote:
         self.signed.append(qualifying_data)
@@ -69,3 +78,19 @@ def test_a_guest_that_never_stops_measuring_is_an_error() -> None:
     with pytest.raises(EnvironmentFault, match="measures new files all the time") as caught:
         collected(busy=10 * TRIES)
     assert caught.value.remedy
+
+
+def test_a_log_that_the_quote_does_not_cover_is_taken_again() -> None:
+    kernel, client = Kernel(0), Client(relaunched=2)
+    evidence = collect(cast(SecureKernel, kernel), cast(VtpmClient, client), GUEST.challenge())
+    assert evidence.launch_log == b"launch" * 3
+    assert len(client.signed) == 3
+
+
+def test_facts_about_the_machine_are_in_the_record() -> None:
+    fact = Finding("descriptor.devices", Outcome.PASS, "as described")
+    kernel, client = Kernel(0), Client()
+    evidence = collect(
+        cast(SecureKernel, kernel), cast(VtpmClient, client), GUEST.challenge(), lambda: [fact]
+    )
+    assert parse_record(evidence.record or b"").facts[-1] == fact

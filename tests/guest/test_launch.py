@@ -1,0 +1,84 @@
+"""The launch and the machine's descriptor on a real guest: measured, proven, watched."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from undercroft import wiring
+from undercroft.appraise.model import Appraisal
+from undercroft.appraise.pipeline import appraise, verify_evidence
+from undercroft.base import Finding, JsonValue, Outcome
+from undercroft.formats.ear import Tier
+from undercroft.guests.run import Guest
+from undercroft.securekernel.hypervisor.qmp import QmpClient
+from undercroft.securekernel.inspect import SecureKernel
+from undercroft.service.collect import collect
+from undercroft.service.machine import machine_facts
+from undercroft.service.ownguest import connect_vtpm, enrol_guest, guest_references
+from undercroft.service.verifier import new_challenge
+
+pytestmark = pytest.mark.guest
+POLICY = wiring.shipped_policy("direct-boot")
+
+
+def attest(guest: Guest, home: Path) -> Appraisal:
+    info, now = guest.info, dt.datetime.now(dt.UTC)
+    target = wiring.open_target(f"qemu:{info.name}")
+    with connect_vtpm(info) as client:
+        trust = enrol_guest(client, info, home, now)
+        references = guest_references(info, home, trust.ek_certificate)
+        challenge = new_challenge(POLICY, int(now.timestamp()))
+        kernel = SecureKernel(target.guest, target.image)
+        evidence = collect(kernel, client, challenge, lambda: machine_facts(info, client))
+    verified = verify_evidence(evidence, trust, challenge)
+    return appraise(verified, references, POLICY, int(dt.datetime.now(dt.UTC).timestamp()))
+
+
+def found(appraisal: Appraisal, prefix: str) -> dict[str, Finding]:
+    return {f.id: f for f in appraisal.findings if f.id.startswith(prefix)}
+
+
+def appeared(finding: Finding) -> list[JsonValue]:
+    names = finding.details["appeared"]
+    assert isinstance(names, list | tuple)
+    return [str(name).partition(" ")[0] for name in names]
+
+
+def test_what_is_plugged_in_later_is_found(
+    start_guest: Callable[..., Guest], guest_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERCROFT_HOME", str(guest_home))
+    guest = start_guest()
+    honest = attest(guest, guest_home)
+    assert honest.verdict is Tier.AFFIRMING, [j.finding for j in honest.unmet()]
+    for prefix in ("launch.", "descriptor."):
+        assert all(f.outcome is Outcome.PASS for f in found(honest, prefix).values())
+    assert {*found(honest, "launch.")} == {
+        "launch.start",
+        "launch.key",
+        "launch.manifest",
+        "launch.vm-descriptor",
+        "launch.guest-kernel",
+        "launch.records",
+    }
+
+    with QmpClient(guest.info.run_qmp) as qmp:
+        null: dict[str, JsonValue] = {"type": "null", "data": {}}
+        qmp.execute("chardev-add", {"id": "spy", "backend": null})
+        qmp.execute("object-add", {"qom-type": "rng-builtin", "id": "more"})
+        qmp.execute("blockdev-add", {"driver": "null-co", "node-name": "disk"})
+        qmp.execute("netdev_add", {"type": "user", "id": "wire"})
+    plugged = attest(guest, guest_home)
+    assert plugged.verdict is Tier.CONTRAINDICATED
+    facts = found(plugged, "descriptor.")
+    assert appeared(facts["descriptor.devices"]) == [
+        "block-node/disk",
+        "chardev/spy",
+        "object/more",
+    ]
+    assert facts["descriptor.network"].outcome is Outcome.FAIL
+    assert facts["descriptor.machine"].outcome is Outcome.PASS
