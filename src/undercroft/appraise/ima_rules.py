@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 from undercroft.policy import Action, Policy, ReferenceRules
 from undercroft.reference.files import FileReferences
-from undercroft.verify.ima_signature import ImaKeyring
+from undercroft.verify.ima_signature import ImaKeyring, load_keyring
+
+_NAME = "the policy's"
 
 Pattern = str
 """A shell pattern over a whole path or event name: ``*`` also takes ``/``."""
@@ -48,8 +50,19 @@ class ImaRules:
 
 
 def rules_of(policy: Policy) -> ImaRules:
-    """Return the rules that a policy states."""
-    return ImaRules(policy.reference, policy.files.unknown, policy.files.violations)
+    """Return the rules that a policy states.  Raises FormatError for a key that cannot be read."""
+    files = policy.files
+    return ImaRules(
+        policy.reference,
+        files.unknown,
+        files.violations,
+        exclude=files.exclude,
+        violations=files.violations_at,
+        buffers=files.buffers,
+        keyring=load_keyring(
+            (f"{_NAME} key {number}", key.encode()) for number, key in enumerate(files.keys, 1)
+        ),
+    )
 
 
 class ImaJudge:

@@ -98,7 +98,7 @@ class Swift:
             return None
         if len(banks) != 1 or banks[0].algorithm is not HashAlgorithm.SHA256:
             return None
-        if carried is None or not _is_plain(carried):
+        if carried is None or not _is_plain(carried) or judge.rules.exclude:
             return None
         ((pcr, _),) = carried.state.values
         # magic, type, qualifiedSigner and the size of extraData stand before extraData's bytes.

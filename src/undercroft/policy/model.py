@@ -66,11 +66,33 @@ class FileRules:
 
     ``unknown``: no reference value for the path.  ``violations``: a measurement that IMA itself
     calls invalid (open for writing while it was read, or the reverse).
+
+    ``violations_at`` and ``buffers`` say by path, or by a kernel buffer's event name, what such
+    an entry does instead; the first pattern that fits counts, and None states it and no more.
+    ``exclude`` are paths that are not judged at all.  ``keys`` are PEM certificates or public
+    keys whose signature on a file is as good as a reference value, where there is none.
+    A violation's path is the list's claim: what is mild at one path is mild everywhere.
     """
 
     ima: Requirement
     unknown: Action = Action.CONTRAINDICATE
     violations: Action = Action.CONTRAINDICATE
+    violations_at: tuple[tuple[str, Action | None], ...] = ()
+    buffers: tuple[tuple[str, Action | None], ...] = ()
+    exclude: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what, table in (("violations-at", self.violations_at), ("buffers", self.buffers)):
+            _check_no_doubles(f"pattern of {what}", tuple(pattern for pattern, _ in table))
+        if not all(pattern for pattern, _ in (*self.violations_at, *self.buffers)):
+            raise ValueError("an empty pattern fits nothing")
+        for pattern in self.exclude:
+            # "/*" would leave nothing to judge.
+            if len(pattern) < 2 or pattern[0] != "/" or pattern[1] in "*?[":
+                raise ValueError(f"an excluded path begins with / and a name: {pattern[:80]!r}")
+        _check_no_doubles("excluded path", self.exclude)
+        _check_no_doubles("key", self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +200,7 @@ def _canonical(policy: Policy) -> bytes:
                 policy.files.ima.value,
                 policy.files.unknown.value,
                 policy.files.violations.value,
+                *_canonical_exceptions(policy.files),
             ],
             [sorted(policy.secure_kernel.facts), policy.secure_kernel.unknown.value],
             [
@@ -187,3 +210,14 @@ def _canonical(policy: Policy) -> bytes:
             [policy.result.validity_s, policy.result.max_age_s],
         ]
     )
+
+
+def _canonical_exceptions(files: FileRules) -> list[object]:
+    """Return what a policy says of single paths; nothing, as before there was such a thing."""
+    tables = (files.violations_at, files.buffers)
+    said: list[object] = [
+        [[pattern, action.value if action else None] for pattern, action in table]
+        for table in tables
+    ]
+    said += [sorted(files.exclude), sorted(files.keys)]
+    return said if any(said) else []

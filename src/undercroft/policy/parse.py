@@ -29,6 +29,8 @@ MAX_SIZE = 64 << 10
 """Characters of the longest policy we read."""
 
 _NAME = "policy"
+_STATE = "state"
+"""For one path or buffer only: what is found is stated, and does nothing."""
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -50,6 +52,10 @@ class _Files(_Section, frozen=True):
     ima: Requirement
     unknown: Action = Action.CONTRAINDICATE
     violations: Action = Action.CONTRAINDICATE
+    violations_at: dict[str, str] = {}
+    buffers: dict[str, str] = {}
+    exclude: list[str] = []
+    keys: list[str] = []
 
 
 class _SecureKernel(_Section, frozen=True):
@@ -85,12 +91,27 @@ def _bank(name: str) -> HashAlgorithm:
     return algorithm
 
 
+def _exceptions(table: dict[str, str]) -> tuple[tuple[str, Action | None], ...]:
+    """Return what the patterns of a table do, in the order of the text."""
+    return tuple(
+        (pattern, None if action == _STATE else Action(action)) for pattern, action in table.items()
+    )
+
+
 def _policy(wire: _Policy) -> Policy:
     return Policy(
         wire.id,
         QuoteRules(tuple(map(_bank, wire.quote.banks)), wire.quote.weak),
         BootRules(tuple(wire.boot.pcrs), wire.boot.secure_boot, wire.boot.unknown),
-        FileRules(wire.files.ima, wire.files.unknown, wire.files.violations),
+        FileRules(
+            wire.files.ima,
+            wire.files.unknown,
+            wire.files.violations,
+            _exceptions(wire.files.violations_at),
+            _exceptions(wire.files.buffers),
+            tuple(wire.files.exclude),
+            tuple(wire.files.keys),
+        ),
         SecureKernelRules(tuple(wire.secure_kernel.facts), wire.secure_kernel.unknown),
         ReferenceRules(tuple(wire.reference.affirm), wire.reference.other),
         ResultRules(wire.result.validity_s, wire.result.max_age_s),
@@ -136,7 +157,13 @@ def encode_policy(policy: Policy) -> str:
         f"id = {_toml(policy.id)}",
         row("quote", banks=[bank.label for bank in quote.banks], weak=quote.weak),
         row("boot", pcrs=boot.pcrs, secure_boot=boot.secure_boot, unknown=boot.unknown),
-        row("files", ima=files.ima, unknown=files.unknown, violations=files.violations),
+        row(
+            "files",
+            ima=files.ima,
+            unknown=files.unknown,
+            violations=files.violations,
+            **{name: value for name, value in _exceptions_of(files).items() if value},
+        ),
         row("secure-kernel", facts=kernel.facts, unknown=kernel.unknown),
         row("reference", affirm=reference.affirm, other=reference.other),
         row("result", validity_s=result.validity_s, max_age_s=result.max_age_s),
@@ -144,8 +171,22 @@ def encode_policy(policy: Policy) -> str:
     return "\n".join(rows) + "\n"
 
 
+def _exceptions_of(files: FileRules) -> dict[str, object]:
+    return {
+        "violations_at": dict(files.violations_at),
+        "buffers": dict(files.buffers),
+        "exclude": files.exclude,
+        "keys": files.keys,
+    }
+
+
 def _toml(value: object) -> str:
     match value:
+        case None:
+            return _toml(_STATE)
+        case dict():
+            pairs = (f"{_toml(name)} = {_toml(inner)}" for name, inner in value.items())
+            return f"{{ {', '.join(pairs)} }}"
         case Action() | Requirement() | Grade():
             return _toml(value.value)
         case str():

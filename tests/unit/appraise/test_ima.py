@@ -17,6 +17,7 @@ from undercroft.appraise.ima_rules import ImaJudge, ImaRules, rules_of
 from undercroft.appraise.model import Judgement, verdict_of
 from undercroft.base import (
     Finding,
+    FormatError,
     Grade,
     HashAlgorithm,
     JsonValue,
@@ -713,20 +714,52 @@ def test_judges_of_the_same_rules_and_references_are_one() -> None:
 # --- policy --------------------------------------------------------------------------------------
 
 
-def test_the_rules_of_a_policy() -> None:
-    policy = Policy(
+def policy_with(files: FileRules) -> Policy:
+    return Policy(
         "p",
         QuoteRules((SHA256,)),
         BootRules((0,), Requirement.NOT_REQUIRED),
-        FileRules(Requirement.REQUIRED, Action.WARN, Action.INSUFFICIENT),
+        files,
         SecureKernelRules(()),
         AFFIRMED,
         ResultRules(300, 120),
     )
-    rules = rules_of(policy)
+
+
+def test_the_rules_of_a_policy() -> None:
+    rules = rules_of(policy_with(FileRules(Requirement.REQUIRED, Action.WARN, Action.INSUFFICIENT)))
     assert (rules.unknown, rules.violation) == (Action.WARN, Action.INSUFFICIENT)
     assert rules.reference is AFFIRMED
     assert rules.keyring == ImaKeyring(())
+
+
+def test_a_policys_exceptions_are_followed() -> None:
+    pem = KEY.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    files = FileRules(
+        Requirement.REQUIRED,
+        violations_at=(("/var/log/*", Action.WARN),),
+        buffers=((".ima", None),),
+        exclude=("/run/*",),
+        keys=(pem.decode(),),
+    )
+    kernel = booted("ima-sig")
+    kernel.measure("/run/anything", b"new")
+    kernel.measure("/opt/tool", b"tool", {"sig": signed(b"tool")})
+    kernel.buffer(".ima", b"a key")
+    by = judge(rules_of(policy_with(files)))
+    assert verdict_of(appraised(kernel, by).judgements) is Tier.AFFIRMING
+    kernel.violation("/var/log/wtmp")
+    assert verdict_of(appraised(kernel, by).judgements) is Tier.WARNING
+    kernel.violation("/usr/bin/sh")
+    assert verdict_of(appraised(kernel, by).judgements) is Tier.CONTRAINDICATED
+
+
+def test_a_policys_key_that_is_none_is_named() -> None:
+    files = FileRules(Requirement.REQUIRED, keys=("no key",))
+    with pytest.raises(FormatError, match="neither a certificate nor a public key"):
+        rules_of(policy_with(files))
 
 
 def test_findings_say_what_quirk_fired() -> None:

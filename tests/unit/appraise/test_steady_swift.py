@@ -224,9 +224,12 @@ def test_another_selection_is_looked_at() -> None:
 
 def test_there_is_no_pattern_for_other_keys_banks_and_lists() -> None:
     def pattern(
-        guest: SimulatedGuest, challenge: Challenge, **parts: bytes | None
+        guest: SimulatedGuest,
+        challenge: Challenge,
+        rules: Rulebook = RULES,
+        **parts: bytes | None,
     ) -> SteadySession:
-        session = SteadySession(guest.trust, RULES)
+        session = SteadySession(guest.trust, rules)
         evidence = guest.evidence(challenge, **parts)  # type: ignore[arg-type]
         session.first(evidence, challenge, NOW)
         return session
@@ -245,3 +248,6 @@ def test_there_is_no_pattern_for_other_keys_banks_and_lists() -> None:
     assert pattern(guest, challenge, ima_list=None)._swift is None
     deviant = SimulatedGuest(files={**guest.files, "/evil": b"evil"})
     assert pattern(deviant, challenge)._swift is None
+    files = replace(DEFAULT.files, exclude=("/run/*",))
+    excluding = Rulebook.of(guest.references, replace(DEFAULT, files=files))
+    assert pattern(guest, challenge, excluding)._swift is None

@@ -143,6 +143,14 @@ def edited(old: str, new: str) -> str:
         (edited("max-age-s = 120", "max-age-s = 0"), "age of evidence"),
         (edited("max-age-s = 120", "max-age-s = 300"), "born expired"),
         (edited('["sha256"]', "[]"), "in no bank"),
+        (edited("files = {", 'files = { violations-at = { "/x" = "pass" },'), "not a valid Action"),
+        (edited("files = {", 'files = { violations-at = { "" = "warn" },'), "empty pattern"),
+        (edited("files = {", 'files = { buffers = { "" = "state" },'), "empty pattern"),
+        (edited("files = {", 'files = { exclude = ["/"],'), "begins with / and a name"),
+        (edited("files = {", 'files = { exclude = ["tmp/x"],'), "begins with / and a name"),
+        (edited("files = {", 'files = { exclude = ["/*"],'), "begins with / and a name"),
+        (edited("files = {", 'files = { exclude = ["/a", "/a"],'), "path is named twice"),
+        (edited("files = {", 'files = { keys = ["k", "k"],'), "key is named twice"),
         (edited("max-age-s = 120", "max-age-s = 1979-05-27"), "Expected"),
     ],
 )  # fmt: skip
@@ -159,10 +167,60 @@ def test_the_identifier_follows_what_the_policy_says() -> None:
     assert reordered.identifier == DEFAULT.identifier
 
 
+def test_exceptions_are_said_by_path() -> None:
+    text = edited(
+        "files = {",
+        'files = { violations-at = { "/var/log/*" = "state", "/var/*" = "warn" }, '
+        'buffers = { ".ima" = "insufficient" }, exclude = ["/run/*"], keys = ["PEM"],',
+    )
+    files = parse_policy(text).files
+    assert files.violations_at == (("/var/log/*", None), ("/var/*", Action.WARN))
+    assert files.buffers == ((".ima", Action.INSUFFICIENT),)
+    assert (files.exclude, files.keys) == (("/run/*",), ("PEM",))
+    # The order of patterns is part of what a policy says.
+    turned = replace(files, violations_at=files.violations_at[::-1])
+    assert replace(DEFAULT, files=files).identifier != DEFAULT.identifier
+    assert replace(DEFAULT, files=turned).identifier != replace(DEFAULT, files=files).identifier
+
+
+def test_a_pattern_stands_once_in_a_table() -> None:
+    for table in ("violations_at", "buffers"):
+        with pytest.raises(ValueError, match="is named twice"):
+            FileRules(Requirement.REQUIRED, **{table: (("/a", None), ("/a", Action.WARN))})  # type: ignore[arg-type]
+
+
+def test_exceptions_of_one_policy_fall_when_another_does_not_make_them() -> None:
+    exceptions = replace(
+        DEFAULT.files,
+        violations=Action.WARN,
+        unknown=Action.WARN,
+        violations_at=(("/a", None), ("/b", Action.CONTRAINDICATE)),
+        buffers=((".ima", Action.INSUFFICIENT), ("x", None)),
+        exclude=("/run/*", "/tmp/*"),
+        keys=("one", "two"),
+    )
+    mild = replace(DEFAULT, files=exceptions)
+    assert all_of("both", [mild, mild]).files == exceptions
+    plain = FileRules(
+        Requirement.NOT_REQUIRED, Action.WARN, Action.WARN, exclude=("/tmp/*",), keys=("two",)
+    )
+    both = all_of("both", [mild, replace(DEFAULT, files=plain)]).files
+    assert both == FileRules(
+        Requirement.REQUIRED,
+        Action.INSUFFICIENT,
+        Action.CONTRAINDICATE,
+        exclude=("/tmp/*",),
+        keys=("two",),
+    )
+
+
 actions = st.sampled_from(Action)
 strict_actions = st.sampled_from([Action.INSUFFICIENT, Action.CONTRAINDICATE])
 requirements = st.sampled_from(Requirement)
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+
+
+patterns = st.dictionaries(texts, st.none() | actions, max_size=3).map(lambda d: tuple(d.items()))
 
 
 def unique(elements: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
@@ -174,7 +232,16 @@ policies = st.builds(
     texts,
     st.builds(QuoteRules, unique(st.sampled_from(HashAlgorithm)).filter(bool), actions),
     st.builds(BootRules, unique(st.integers(0, 23)), requirements, strict_actions),
-    st.builds(FileRules, requirements, actions, actions),
+    st.builds(
+        FileRules,
+        requirements,
+        actions,
+        actions,
+        patterns,
+        patterns,
+        unique(texts.filter(lambda text: text[0] not in "*?[").map("/".__add__)),
+        unique(texts),
+    ),
     st.builds(SecureKernelRules, unique(texts), strict_actions),
     st.builds(ReferenceRules, unique(st.sampled_from(Grade)), actions),
     st.builds(ResultRules, st.integers(1001, 2000), st.integers(1, 1000)),
