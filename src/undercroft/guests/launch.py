@@ -24,6 +24,9 @@ from undercroft.reference.launch import launch_references
 from undercroft.reference.model import Grade, Provenance, ReferenceSet
 
 MANIFEST_TIMEOUT_S = 60.0
+MANIFESTS = "manifests"
+"""Where the manifests of the secure kernels that guests were started with are kept."""
+KEPT_MANIFESTS = 32
 EK_CERTIFICATE = "ek-rsa2048.crt"
 """Where swtpm_setup leaves the certificate of the EK that we enrol with, in the TPM's folder."""
 
@@ -144,13 +147,17 @@ def guest_kernel(release: str, vmlinuz: bytes) -> bytes:
     return f"release: {release}\nvmlinuz: sha256:{vmlinuz.hex()}\n".encode()
 
 
-def write_launch(build: GuestBuild, spec: MachineSpec) -> LaunchFiles:
-    """Write what the launch is to measure into the guest's folder."""
+def write_launch(build: GuestBuild, spec: MachineSpec, home: Path) -> LaunchFiles:
+    """Write what the launch is to measure into the guest's folder.
+
+    The manifest is kept under ``home`` too: the guest's secure kernel stays known when another
+    version is installed while the guest runs.
+    """
     folder = spec.folder / "launch"
     folder.mkdir(exist_ok=True)
     descriptor = describe(build, spec, vtpm_identity(spec.folder / "tpm"))
     contents = {
-        "manifest": secure_kernel_manifest(),
+        "manifest": _kept(secure_kernel_manifest(), home / MANIFESTS),
         VM_DESCRIPTOR: descriptor,
         GUEST_KERNEL: guest_kernel(build.kernel_release, _digest(spec.kernel)),
     }
@@ -160,18 +167,36 @@ def write_launch(build: GuestBuild, spec: MachineSpec) -> LaunchFiles:
     return LaunchFiles(folder / "manifest", identities, folder / "keys.json")
 
 
-def manifest_references() -> ReferenceSet:
-    """Return the reference value for PCR 17: the secure kernel that is installed here."""
-    return launch_references(secure_kernel_manifest(), _INSTALLED, {})
+def _kept(manifest: bytes, folder: Path) -> bytes:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / hashlib.sha256(manifest).hexdigest()
+    path.write_bytes(manifest)
+    for old in sorted(folder.iterdir(), key=lambda kept: -kept.stat().st_mtime)[KEPT_MANIFESTS:]:
+        old.unlink(missing_ok=True)
+    return manifest
 
 
-def identity_references(build: GuestBuild, spec: MachineSpec, vtpm: bytes) -> ReferenceSet:
+def _manifests(home: Path) -> list[tuple[bytes, Provenance]]:
+    """Return the manifest of the secure kernel that is installed, then those that were."""
+    found = {secure_kernel_manifest(): _INSTALLED}
+    for path in sorted((home / MANIFESTS).glob("*")):
+        found.setdefault(path.read_bytes(), _WAS_INSTALLED)
+    return list(found.items())
+
+
+def manifest_references(home: Path) -> ReferenceSet:
+    """Return the reference values for PCR 17: the secure kernels that are or were installed."""
+    return launch_references(_manifests(home), {})
+
+
+def identity_references(
+    build: GuestBuild, spec: MachineSpec, vtpm: bytes, home: Path
+) -> ReferenceSet:
     """Return the reference values for PCR 17 and 18 of a machine of ours."""
     kernel = guest_kernel(build.kernel_release, bytes.fromhex(build.kernel.sha256))
     machine = Provenance(Grade.BUILT, note="described from the build and the machine's options")
     return launch_references(
-        secure_kernel_manifest(),
-        _INSTALLED,
+        _manifests(home),
         {
             VM_DESCRIPTOR: (expected_descriptor(build, spec, vtpm), machine),
             GUEST_KERNEL: (kernel, build.kernel.provenance),
@@ -180,3 +205,6 @@ def identity_references(build: GuestBuild, spec: MachineSpec, vtpm: bytes) -> Re
 
 
 _INSTALLED = Provenance(Grade.BUILT, note="computed from the code that is installed here")
+_WAS_INSTALLED = Provenance(
+    Grade.BUILT, note="computed from the code that was installed here when a guest was started"
+)

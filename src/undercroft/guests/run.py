@@ -269,7 +269,7 @@ def start(
         tpm.manufacture(folder / "tpm", home / "vtpm-ca", name=name)
     machine = _machine(build, options, choice.accel, folder)
     try:
-        launch = write_launch(build, machine) if interposer else None
+        launch = write_launch(build, machine, home) if interposer else None
         processes, vtpm, control = _start_vtpm(folder, launch)
     except EnvironmentFault:
         machine.ram.unlink(missing_ok=True)

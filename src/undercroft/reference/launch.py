@@ -19,13 +19,12 @@ BANKS = (HashAlgorithm.SHA1, HashAlgorithm.SHA256, HashAlgorithm.SHA384, HashAlg
 
 
 def launch_references(
-    manifest: bytes,
-    source: Provenance,
+    manifests: Iterable[tuple[bytes, Provenance]],
     identities: Mapping[str, tuple[bytes, Provenance]],
     *,
     banks: Iterable[HashAlgorithm] = BANKS,
 ) -> ReferenceSet:
-    """Return references for a launch of ``manifest`` with these ``identities`` (bytes by name).
+    """Return references for a launch of one of ``manifests`` with ``identities`` (bytes by name).
 
     Each identity has its name as role, so that a launch without it does not pass.
     """
@@ -39,7 +38,9 @@ def launch_references(
     return ReferenceSet(
         "launch",
         events={
-            PCR_MANIFEST: (value(TAG_MANIFEST, MANIFEST, manifest, source),),
+            PCR_MANIFEST: tuple(
+                value(TAG_MANIFEST, MANIFEST, data, where) for data, where in manifests
+            ),
             PCR_IDENTITY: tuple(
                 value(TAG_IDENTITY, name, data, where) for name, (data, where) in identities.items()
             ),

@@ -44,7 +44,7 @@ def with_launch(
     # A TPM that was made before certificates were kept is described without its identity.
     known = bool(vtpm_identity(info.folder / "tpm"))
     vtpm = hashlib.sha256(ek_certificate).digest() if known and ek_certificate else b""
-    identity = identity_references(build, machine, vtpm)
+    identity = identity_references(build, machine, vtpm, home)
     return merge(references.name, (references, identity))
 
 
@@ -61,7 +61,7 @@ def planned_references(
         memory_mb=options.memory_mb,
         command_line=f"{build.command_line} {options.extra_command_line}".strip(),
     )
-    return merge(build.name, (_boot_references(build, machine, home), manifest_references()))
+    return merge(build.name, (_boot_references(build, machine, home), manifest_references(home)))
 
 
 def _machine_of(info: GuestInfo, build: GuestBuild, home: Path) -> qemu.MachineSpec:

@@ -24,7 +24,7 @@ POLICY = wiring.shipped_policy("direct-boot")
 HERE = Provenance(Grade.BUILT, note="computed here")
 IDENTITIES = {"vm-descriptor": (b"a machine", HERE)}
 COMPARED = (*FACTS, *(Finding(fact, Outcome.PASS, "as described") for fact in MACHINE_FACTS))
-KNOWN = launch_references(b"manifest\n", HERE, IDENTITIES)
+KNOWN = launch_references([(b"manifest\n", HERE)], IDENTITIES)
 GOOD = launch_events(b"manifest\n", [("vm-descriptor", b"a machine")])
 
 
