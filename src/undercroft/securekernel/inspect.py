@@ -13,7 +13,21 @@ from undercroft.base import Finding, FormatError, MemoryFault
 from undercroft.formats.evidence.record import VERSION, SecureKernelRecord
 from undercroft.formats.kernel import KernelImage
 from undercroft.securekernel.guest import Guest
-from undercroft.securekernel.linux import closure, cpu_state, modules, tasks
+from undercroft.securekernel.linux import (
+    accounts,
+    bpf,
+    closure,
+    cpu_state,
+    creds,
+    hooks,
+    modules,
+    ops,
+    pointers,
+    security,
+    tasks,
+    user,
+    vdso,
+)
 from undercroft.securekernel.linux.facts import Observer
 from undercroft.securekernel.linux.ima import read_ima_list
 from undercroft.securekernel.linux.live import LiveKernel, StructureError
@@ -32,6 +46,7 @@ class SecureKernel:
         self.image = image
         self.proof = self._attach()
         self._slow: tuple[float, list[Finding]] = (0.0, [])
+        self._state: State | None = None
 
     def _attach(self) -> KernelTextProof:
         guest = self.guest
@@ -42,8 +57,10 @@ class SecureKernel:
         findings = self.sweep()
         if (live := self._live()) is not None:
             observer = Observer(self.guest.paused)
+            if self._state is None:
+                self._state = State(self.image)
             for look in LOOKS:
-                findings += look(live, self.guest, observer)
+                findings += look(live, self.guest, observer, self._state)
         self.guest.check_alive()
         self._slow = (time.monotonic(), findings)
         return findings
@@ -110,26 +127,59 @@ class SecureKernel:
         )
 
 
-def _cpu_state(kernel: LiveKernel, guest: Guest, observer: Observer) -> tuple[Finding, ...]:
+class State:
+    """What the looks keep between them: from the package once, from the guest as first seen."""
+
+    def __init__(self, image: KernelImage) -> None:
+        self.pointers = pointers.DataPointers(image)
+        self.security = security.SecurityState(image)
+        self.credentials = creds.Credentials()
+        self.vdso = vdso.Vdso(image)
+
+
+Findings = tuple[Finding, ...]
+
+
+def _cpu_state(kernel: LiveKernel, guest: Guest, observer: Observer, _: State) -> Findings:
     return cpu_state.collect(kernel, guest.vcpus, observer)
 
 
-def _closure(kernel: LiveKernel, guest: Guest, observer: Observer) -> tuple[Finding, ...]:
+def _closure(kernel: LiveKernel, guest: Guest, observer: Observer, _: State) -> Findings:
     return closure.collect(kernel, guest.vcpus, observer)
 
 
-def _modules(kernel: LiveKernel, _: Guest, observer: Observer) -> tuple[Finding, ...]:
-    return (modules.crossview(kernel, observer),)
+def _targets(kernel: LiveKernel, _: Guest, observer: Observer, state: State) -> Findings:
+    return (
+        pointers.collect(kernel, state.pointers, observer),
+        *hooks.collect(kernel, observer),
+        *ops.collect(kernel, observer),
+        *bpf.collect(kernel, observer),
+    )
 
 
-def _tasks(kernel: LiveKernel, _: Guest, observer: Observer) -> tuple[Finding, ...]:
-    return (tasks.crossview(kernel, observer),)
+def _defences(kernel: LiveKernel, _: Guest, observer: Observer, state: State) -> Findings:
+    return (
+        state.security.hooks(kernel, observer),
+        state.security.switches(kernel, observer),
+        state.credentials.collect(kernel, observer),
+        accounts.collect(kernel, observer),
+    )
 
 
-LOOKS: tuple[Callable[[LiveKernel, Guest, Observer], tuple[Finding, ...]], ...] = (
+def _views(kernel: LiveKernel, _: Guest, observer: Observer, __: State) -> Findings:
+    return (modules.crossview(kernel, observer), tasks.crossview(kernel, observer))
+
+
+def _user_code(kernel: LiveKernel, _: Guest, observer: Observer, state: State) -> Findings:
+    return (*user.collect(kernel, observer), vdso.collect(kernel, state.vdso, observer))
+
+
+LOOKS: tuple[Callable[[LiveKernel, Guest, Observer, State], Findings], ...] = (
     _cpu_state,
     _closure,
-    _modules,
-    _tasks,
+    _targets,
+    _defences,
+    _views,
+    _user_code,
 )
 """What is looked at besides the kernel's code."""

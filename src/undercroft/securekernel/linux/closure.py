@@ -34,7 +34,7 @@ from undercroft.securekernel.arch.x86_64.paging import (
 )
 from undercroft.securekernel.linux.facts import Anomaly, FactSpec, Look, Observer
 from undercroft.securekernel.linux.live import LiveKernel
-from undercroft.securekernel.linux.owners import Owner, collect_owners, efi_runtime
+from undercroft.securekernel.linux.owners import collect_owners, efi_runtime, uncovered
 from undercroft.securekernel.linux.tasks import task_list
 from undercroft.securekernel.vcpu import VcpuState
 
@@ -51,6 +51,8 @@ _LIMITS = (
     "without SMEP the kernel could execute user pages: see cpu.control",
     "the firmware's EFI runtime code is owned by its memory map and not compared with a file; "
     "page 0 and device registers are writable and executable in efi_mm",
+    "efi_mm keeps writable mappings of memory that the firmware gave back, where code may lie "
+    "by now; they are counted, for it is in use only while the firmware is called",
     "an entry changed and changed back between two looks is for the write traps",
 )
 
@@ -179,24 +181,6 @@ def _neighbours(slots: Iterable[int]) -> Iterator[range]:
         yield range(start, end)
 
 
-def uncovered(start: int, end: int, owners: Sequence[Owner]) -> list[tuple[int, int]]:
-    """Return the parts of [start, end) that no owner claims; ``owners`` in order of address."""
-    gaps = []
-    for owner in owners:
-        if owner.end <= start:
-            continue
-        if owner.start >= end:
-            break
-        if owner.start > start:
-            gaps.append((start, owner.start))
-        start = max(start, owner.end)
-        if start >= end:
-            break
-    if start < end:
-        gaps.append((start, end))
-    return gaps
-
-
 class Closure:
     """One look over all page tables."""
 
@@ -213,6 +197,7 @@ class Closure:
         self.roots: dict[Hashable, Anomaly] = {}
         self._executable = 0
         self._poking = False
+        self._efi_aliases = 0
 
     def look(self) -> Mapping[str, Look]:
         """Walk everything once and return what each fact saw."""
@@ -246,6 +231,7 @@ class Closure:
                 {
                     "frames": sum(end - at for at, end in spans) >> 12,
                     "text_poke_in_flight": self._poking,
+                    "frames_in_efi_mm": self._efi_aliases,
                 },
             ),
             ROOTS.id: Look(self.roots, {"page_tables": len(roots)}),
@@ -320,6 +306,9 @@ class Closure:
         for run in runs(hit):
             if part.root.name.startswith(POKING_MM) and self._is_text_poke(run):
                 self._poking = True
+                continue
+            if part.root.efi:
+                self._efi_aliases += run.size // PAGE_SIZE
                 continue
             self.alias[part.root.paddr, run.vaddr, run.size] = Anomaly(
                 {

@@ -6,7 +6,7 @@ what its owner must have put there.  Here it matters that there is nothing witho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from undercroft.securekernel.arch.x86_64.paging import PAGE_SIZE
@@ -110,7 +110,7 @@ def ftrace_trampolines(kernel: LiveKernel) -> Iterator[Owner]:
     until every task has left it, which may take seconds; until then it stays in
     ``ftrace_ops_trampoline_list`` (kernel/trace/ftrace.c, ftrace_trampoline_free).
     """
-    for ops in (*_registered_ops(kernel), *_ops_with_trampoline(kernel)):
+    for ops in (*registered_ops(kernel), *_ops_with_trampoline(kernel)):
         start = kernel.member_u64(ops, "ftrace_ops", "trampoline")
         size = kernel.member_u64(ops, "ftrace_ops", "trampoline_size")
         if size > _MAX_TRAMPOLINE:
@@ -120,7 +120,7 @@ def ftrace_trampolines(kernel: LiveKernel) -> Iterator[Owner]:
             yield _owner(FTRACE, kernel.name_of(function), start, size)
 
 
-def _registered_ops(kernel: LiveKernel) -> Iterator[int]:
+def registered_ops(kernel: LiveKernel) -> Iterator[int]:
     """Yield the ftrace_ops in the list that ends in ftrace_list_end."""
     head, end = kernel.find_symbol("ftrace_ops_list"), kernel.find_symbol("ftrace_list_end")
     if head is None or end is None:
@@ -225,3 +225,21 @@ def collect_owners(kernel: LiveKernel) -> list[Owner]:
     """Return every claim, in order of address.  Raises StructureError or MemoryFault."""
     claims = [owner for source in EVERYWHERE for owner in source(kernel)]
     return sorted(claims, key=lambda owner: (owner.start, owner.end))
+
+
+def uncovered(start: int, end: int, owners: Sequence[Owner]) -> list[tuple[int, int]]:
+    """Return the parts of [start, end) that no owner claims; ``owners`` in order of address."""
+    gaps = []
+    for owner in owners:
+        if owner.end <= start:
+            continue
+        if owner.start >= end:
+            break
+        if owner.start > start:
+            gaps.append((start, owner.start))
+        start = max(start, owner.end)
+        if start >= end:
+            break
+    if start < end:
+        gaps.append((start, end))
+    return gaps

@@ -10,10 +10,9 @@ import pytest
 
 from undercroft.base import Finding, Outcome
 from undercroft.securekernel.linux import closure, owners
-from undercroft.securekernel.linux.closure import uncovered
 from undercroft.securekernel.linux.facts import Observer
 from undercroft.securekernel.linux.live import StructureError
-from undercroft.securekernel.linux.owners import Owner
+from undercroft.securekernel.linux.owners import Owner, uncovered
 from undercroft.testing.fakekernel import DIRECT_MAP, LINK_BASE, FakeKernel
 
 LAYOUTS = {
@@ -326,6 +325,14 @@ def test_efi_runtime_data_is_no_owner(fake: Guest) -> None:
     fake.memory_map((6, data, 0xFFFFFFFEF0000000, 1))
     fake.guest.map(data, paddr=data, executable=True, writable=False, root=fake.efi_pgd)
     assert fake.only("owned")["in"] == "efi_mm"
+
+
+def test_what_efi_mm_still_maps_is_counted(fake: Guest) -> None:
+    """The kernel leaves mappings there of memory that it frees (its first memory map)."""
+    fake.guest.map(fake.text, paddr=fake.text, root=fake.efi_pgd)
+    findings = fake.findings()
+    assert findings["alias"].outcome is Outcome.PASS
+    assert findings["alias"].details["frames_in_efi_mm"] == 1
 
 
 def test_page_0_and_device_registers_may_be_writable_for_the_firmware(fake: Guest) -> None:
