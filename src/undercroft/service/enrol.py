@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import Sequence
-from pathlib import Path
 
 from undercroft.base import EnvironmentFault
 from undercroft.formats.evidence import HowTrusted, Trust
 from undercroft.formats.tpm import parse_public
 from undercroft.formats.tpm.certificate import parse_certificate
 from undercroft.securekernel.vtpm.client import VtpmClient
+from undercroft.service.authorities import Authorities
 from undercroft.verify.ak import verify_ak
 from undercroft.verify.credential import challenge_activation, verify_activation
 from undercroft.verify.ek import verify_ek, verify_ek_certificate
@@ -26,13 +25,12 @@ _SIZE = 2
 """Bytes of the size in front of a TPM2B."""
 
 
-def enrol(client: VtpmClient, guest: str, *, roots: Sequence[bytes], now: dt.datetime) -> Trust:
+def enrol(client: VtpmClient, guest: str, *, authorities: Authorities, now: dt.datetime) -> Trust:
     """Return whom to trust for ``guest``: its attestation key, activated against its EK.
 
-    ``roots`` are the certificates (PEM or DER) of TPM manufacturers that the operator accepts;
-    authorities between them and the EK may be among them. The attestation key must be one that
-    only the secure kernel can use. Raises VerificationError if a key or
-    certificate is not what it must be, EnvironmentFault if the TPM has no EK certificate.
+    ``authorities`` are the TPM manufacturers that the operator accepts. The attestation key must
+    be one that only the secure kernel can use. Raises VerificationError if a key or certificate
+    is not what it must be, EnvironmentFault if the TPM has no EK certificate.
     """
     ak = verify_ak(parse_public(client.create_ak().public))
     verify_launch_key(ak.public)
@@ -43,13 +41,12 @@ def enrol(client: VtpmClient, guest: str, *, roots: Sequence[bytes], now: dt.dat
             where=guest,
             remedy="start the guest with a vTPM that swtpm_setup gave one (--create-ek-cert)",
         )
-    authorities = [parse_certificate(root) for root in roots]
     ek = verify_ek_certificate(
         verify_ek(parse_public(client.ek_public())),
         parse_certificate(certificate),
-        intermediates=authorities,
-        roots=authorities,
-        crls=(),
+        intermediates=authorities.intermediates,
+        roots=authorities.roots,
+        crls=authorities.crls,
         now=now,
     )
     challenge = challenge_activation(ak, ek, os.urandom)
@@ -59,15 +56,3 @@ def enrol(client: VtpmClient, guest: str, *, roots: Sequence[bytes], now: dt.dat
     )
     activated = verify_activation(challenge, answer)
     return Trust(guest, activated.ak.public.encode(), HowTrusted.ACTIVATED, certificate)
-
-
-def authority_certificates(folder: Path) -> list[bytes]:
-    """Return every certificate (``*.pem``, ``*.crt``, ``*.der``) of a folder of authorities.
-
-    Raises EnvironmentFault if it has none: with no root, nothing is trusted.
-    """
-    paths = sorted(p for p in folder.glob("*") if p.suffix in (".pem", ".crt", ".der"))
-    found = [data for p in paths if b"PRIVATE KEY" not in (data := p.read_bytes())]
-    if not found:
-        raise EnvironmentFault("no certificate of a TPM authority", where=str(folder))
-    return found

@@ -19,7 +19,8 @@ from undercroft.guests.references import derive_references
 from undercroft.guests.run import RunOptions
 from undercroft.reference.model import ReferenceSet, merge
 from undercroft.securekernel.vtpm.client import VtpmClient
-from undercroft.service.enrol import authority_certificates, enrol
+from undercroft.service.authorities import read_authorities
+from undercroft.service.enrol import enrol
 
 
 def guest_references(info: GuestInfo, home: Path, ek_certificate: bytes = b"") -> ReferenceSet:
@@ -127,5 +128,5 @@ def connect_vtpm(info: GuestInfo) -> VtpmClient:
 
 def enrol_guest(client: VtpmClient, info: GuestInfo, home: Path, now: dt.datetime) -> Trust:
     """Return whom to trust for a guest of ours: its EK is certified by our own authority."""
-    roots = authority_certificates(home / "vtpm-ca")
-    return enrol(client, info.name, roots=roots, now=now)
+    authorities = read_authorities(home / "vtpm-ca")
+    return enrol(client, info.name, authorities=authorities, now=now)
