@@ -44,10 +44,13 @@ def _loaded(guest: Guest, module: str, parameters: str, control: str = "") -> It
 
 
 def load(
-    guest: Guest, module: str, parameters: Mapping[str, int] | None = None
+    guest: Guest, module: str, parameters: Mapping[str, int | str] | None = None
 ) -> AbstractContextManager[Adversary]:
-    """Load a test module with ``parameters`` (numbers, addresses among them), switched off."""
-    given = " ".join(f"{name}={value:#x}" for name, value in (parameters or {}).items())
+    """Load a test module with ``parameters``, switched off."""
+    given = " ".join(
+        f"{name}={value}" if isinstance(value, str) else f"{name}={value:#x}"
+        for name, value in (parameters or {}).items()
+    )
     return _loaded(guest, module, given)
 
 
