@@ -17,8 +17,11 @@ import pytest
 from undercroft import wiring
 from undercroft.base import EnvironmentFault, Outcome
 from undercroft.formats.evidence.interval import Change
+from undercroft.formats.kernel import load_kernel
 from undercroft.guests.attacks import PATCHED_FUNCTION, inline_patch, transient
-from undercroft.guests.console import CommandError
+from undercroft.guests.console import CommandError, run_command
+from undercroft.guests.manifest import GuestBuild
+from undercroft.guests.micro import READY_MARKER
 from undercroft.guests.run import Guest, RunOptions
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.inspect import SecureKernel
@@ -285,3 +288,55 @@ def test_an_emulator_with_several_threads_is_refused_with_a_remedy(
     with pytest.raises(EnvironmentFault) as caught, watched.guarded():
         pass
     assert "thread=single" in caught.value.remedy
+
+
+@pytest.fixture
+def strangers_guest(micro_build: GuestBuild, tmp_path: Path) -> Iterator[tuple[int, Path, Path]]:
+    """A guest that was not started for us: private anonymous RAM, and QEMU in its sandbox."""
+    qmp, serial, log = (tmp_path / name for name in ("qmp", "serial", "log"))
+    # fmt: off
+    process = subprocess.Popen([
+        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+        "-machine", "q35", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "512",
+        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-kernel", str(micro_build.kernel.path), "-initrd", str(micro_build.initrd.path),
+        "-append", micro_build.command_line,
+        "-chardev", f"socket,id=serial,path={serial},server=on,wait=off,logfile={log}",
+        "-serial", "chardev:serial", "-qmp", f"unix:{qmp},server=on,wait=off",
+    ])
+    # fmt: on
+    deadline = time.monotonic() + 120
+    while not log.exists() or READY_MARKER.encode() not in log.read_bytes():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield process.pid, qmp, serial
+    process.kill()
+    process.wait()
+
+
+def test_private_memory_of_a_sandboxed_hypervisor(
+    strangers_guest: tuple[int, Path, Path], micro_build: GuestBuild
+) -> None:
+    pid, qmp, serial = strangers_guest
+    qemu = QemuGuest(qmp)
+    assert qemu.pid == pid
+    assert "memory:process" in qemu.channels
+    kernel = SecureKernel(qemu, load_kernel(micro_build.kernel.path.read_bytes()))
+    changes: list[Change] = []
+    with guard_kernel(kernel.proof, pid, qemu.host_ranges(), on_change=changes.append) as guard:
+        for value in (1, 0):
+            run_command(serial, f"echo {value} > {SCHEDSTATS}", timeout_s=60)
+        settle(guard)
+        assert changes
+        assert all(change.lawful for change in changes)
+        run_command(
+            serial,
+            "insmod /adversaries/inline_patch.ko "
+            f"target=0x$(grep ' {PATCHED_FUNCTION}$' /proc/kallsyms | cut -d' ' -f1); "
+            "echo 1 > /sys/module/inline_patch/parameters/active",
+            timeout_s=60,
+        )
+    assert any(
+        change.symbol == f"{PATCHED_FUNCTION}+0x0" for change in changes if not change.lawful
+    )

@@ -104,8 +104,10 @@ def attach(
         raise EnvironmentFault("only a guest of QEMU can be trapped", where=target)
     if (traps is Mode.SNAPSHOT) != (snapshot is not None):
         raise typer.BadParameter("--traps snapshot and --snapshot FILE belong together")
+    second = wiring.open_target(target, kernel).guest
+    assert isinstance(second, QemuGuest)
     with TrappedKernel(
-        opened.guest, opened.image, traps, log=traps_log, snapshot=snapshot
+        opened.guest, opened.image, traps, log=traps_log, snapshot=snapshot, second=second
     ) as trapped:
         _watch(trapped, interval, seconds, as_json)
 

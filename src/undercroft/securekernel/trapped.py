@@ -16,8 +16,11 @@ from undercroft.formats.evidence.record import SecureKernelRecord
 from undercroft.formats.kernel import KernelImage
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.inspect import SecureKernel
+from undercroft.securekernel.linux import cpu_state
+from undercroft.securekernel.linux.facts import Observer
 from undercroft.securekernel.traps.attach import find_uncovered, guard_kernel
 from undercroft.securekernel.traps.guard import Guard, GuardStatus, Mode
+from undercroft.securekernel.traps.sampling import RegisterSampler
 from undercroft.securekernel.traps.writetrap import HostRange
 
 FINDING = "kernel.traps"
@@ -28,6 +31,9 @@ LISTED = 8
 
 class TrappedKernel(SecureKernel):
     """A secure kernel that keeps a guard over its guest.  Close it, or use it as a context.
+
+    With ``second``, another attachment to the same guest, registers are looked at too, at times
+    that nobody can foresee.
 
     Raises EnvironmentFault if the guest's kernel is not located or cannot be guarded.
     """
@@ -40,6 +46,7 @@ class TrappedKernel(SecureKernel):
         *,
         log: Path | None = None,
         snapshot: Path | None = None,
+        second: QemuGuest | None = None,
     ) -> None:
         super().__init__(guest, image)
         self._ranges: tuple[HostRange, ...] = guest.host_ranges()
@@ -54,6 +61,17 @@ class TrappedKernel(SecureKernel):
             snapshot=snapshot,
             on_change=self._note,
         )
+        self._sampler: RegisterSampler | None = None
+        if second is not None:
+            self._second = second
+            self._sampler = RegisterSampler(self.guard, self._registers)
+
+    def _registers(self) -> tuple[Finding, ...]:
+        """Look at every vCPU's registers through the monitor session of our own thread."""
+        live = self._live()
+        if live is None:
+            return ()
+        return cpu_state.collect(live, self._second.vcpus, Observer(self._second.paused))
 
     def _note(self, change: Change) -> None:
         if not change.lawful and len(self._violations) < LISTED:
@@ -99,6 +117,8 @@ class TrappedKernel(SecureKernel):
 
     def close(self) -> None:
         """Let go of the guest."""
+        if self._sampler is not None:
+            self._sampler.close()
         self.guard.close()
 
     def __enter__(self) -> TrappedKernel:

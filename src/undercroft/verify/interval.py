@@ -15,7 +15,8 @@ I8   interval.blind              no blind window, but for those accepted
 I9   interval.change             every change has an explanation, and every patch came to an end
 I10  interval.open               no page was open for longer than accepted
 I11  interval.digest             what stands there changed only in epochs that list changes
-I12  interval.sampling           each seed is the one that was committed to
+I12  interval.sampling           each seed is the one that was committed to, and registers were
+                                 looked at when it says
 ===  ==========================  =========================================================
 
 Whether an explanation is true is the secure kernel's word: it is part of the trusted base, and the
@@ -39,6 +40,7 @@ from undercroft.formats.evidence.interval import (
     Epoch,
     epoch_digest,
     parse_epoch,
+    sample_times,
 )
 
 
@@ -49,6 +51,8 @@ class IntervalDemand:
     ``ranges`` and ``channels`` are names, and have to be given: nothing demanded would be nothing
     proven.  ``uncovered`` are kinds of channels that are accepted, ``blind_ns`` how long all blind
     windows may be together, ``open_ns`` how long the page of one change may have been open.
+    ``sampling`` demands that registers were looked at: (largest mean distance, how late at most),
+    in ns.  The seed of a session's last epoch is not revealed, so its samples prove nothing yet.
     """
 
     ranges: tuple[str, ...]
@@ -56,6 +60,7 @@ class IntervalDemand:
     uncovered: frozenset[str] = field(default_factory=frozenset)
     blind_ns: int = 0
     open_ns: int = 100_000_000
+    sampling: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,10 @@ def verify_interval(
     for epoch in mine:
         _check_cover(epoch, mine[0], demand)
         _check_changes(epoch, demand)
+    if demand.sampling is not None:
+        for epoch, after in itertools.pairwise(epochs):
+            if epoch in mine:
+                _check_samples(epoch, after.sampling.revealed, *demand.sampling)
     blind = tuple(window for epoch in mine for window in epoch.blind)
     _check_blind(blind, demand)
     if mine[-1].unsettled:  # I9
@@ -217,6 +226,28 @@ def _check_changes(epoch: Epoch, demand: IntervalDemand) -> None:
                 f"the page of {where} was open for too long",
                 expected=demand.open_ns,
                 got=change.open_ns,
+            )
+
+
+def _check_samples(epoch: Epoch, seed: bytes, mean_ns: int, late_ns: int) -> None:
+    """Every time that the seed gives has to have its sample, not before it and not much later."""
+    sampling = epoch.sampling
+    if not 0 < sampling.mean_ns <= mean_ns:  # I12
+        raise VerificationError(
+            "interval.sampling", "not sampled often enough", expected=mean_ns, got=sampling.mean_ns
+        )
+    due = itertools.takewhile(
+        lambda at: at + late_ns < epoch.t1, sample_times(seed, epoch.t0, sampling.mean_ns)
+    )
+    taken = iter(sampling.times)
+    for at in due:
+        got = next(taken, None)
+        if got is None or not at <= got <= at + late_ns:
+            raise VerificationError(
+                "interval.sampling",
+                "registers were not looked at when the seed says",
+                expected=f"{at} ns, at most {late_ns} ns later",
+                got=got,
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from undercroft.base import FormatError, VerificationError
-from undercroft.formats.evidence.interval import BlindWindow, Epoch, Uncovered, epoch_digest
+from undercroft.formats.evidence.interval import (
+    BlindWindow,
+    Epoch,
+    Uncovered,
+    epoch_digest,
+    sample_times,
+)
 from undercroft.testing.epochs import (
     LENGTH,
     RODATA,
@@ -19,6 +26,7 @@ from undercroft.testing.epochs import (
     chained,
     honest_chain,
     lawful_change,
+    seed,
 )
 from undercroft.verify.interval import IntervalDemand, VerifiedInterval, verify_interval
 
@@ -156,6 +164,44 @@ def test_what_the_relying_party_accepts_is_accepted() -> None:
     assert verify(epochs, demand=demand).blind == (window,)
     assert refused(epochs, replace(demand, blind_ns=99)) == "interval.blind"
     assert refused(epochs, replace(demand, uncovered=frozenset({"vfio"}))) == "interval.uncovered"
+
+
+MEAN, LATE = 1_000_000_000, 200_000_000
+
+
+def sampled() -> list[Epoch]:
+    """An honest chain whose registers were looked at 1 ms after each time that was drawn."""
+    epochs = []
+    for epoch in honest_chain():
+        planned = sample_times(seed(epoch.sequence), epoch.t0, MEAN)
+        times = itertools.takewhile(epoch.t1.__gt__, planned)
+        sampling = replace(epoch.sampling, times=tuple(at + 1_000_000 for at in times))
+        epochs.append(replace(epoch, sampling=sampling))
+    return epochs
+
+
+def test_registers_were_looked_at_when_the_secret_seed_said() -> None:
+    demand = replace(DEMAND, sampling=(MEAN, LATE))
+    assert len(verify(sampled(), demand=demand).epochs) == 4
+    later = verify(sampled(), START + 2 * LENGTH, START + 3 * LENGTH, demand)
+    assert [epoch.sequence for epoch in later.epochs] == [3]
+    assert refused(sampled(), replace(demand, sampling=(MEAN - 1, LATE))) == "interval.sampling"
+    assert refused(sampled(), replace(demand, sampling=(MEAN, 999_999))) == "interval.sampling"
+
+
+@pytest.mark.parametrize("forge", [lambda t: t[:-2], lambda t: (t[0] - 2_000_000, *t[1:])])
+def test_a_sample_that_is_missing_or_too_early_is_noticed(
+    forge: Callable[[tuple[int, ...]], tuple[int, ...]],
+) -> None:
+    epochs = sampled()
+    times = forge(epochs[1].sampling.times)
+    epochs[1] = replace(epochs[1], sampling=replace(epochs[1].sampling, times=times))
+    assert refused(epochs, replace(DEMAND, sampling=(MEAN, LATE))) == "interval.sampling"
+
+
+def test_what_was_not_sampled_at_all_is_refused() -> None:
+    epochs = [replace(e, sampling=replace(e.sampling, mean_ns=0)) for e in sampled()]
+    assert refused(epochs, replace(DEMAND, sampling=(MEAN, LATE))) == "interval.sampling"
 
 
 def test_a_malformed_epoch_is_a_format_error() -> None:

@@ -24,7 +24,9 @@ between is a hole.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import hmac
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -338,6 +340,19 @@ def _encode_change(change: Change) -> dict[str, object]:
         "landed": change.landed,
         "reason": change.reason,
     }
+
+
+def sample_times(seed: bytes, t0: int, mean_ns: int) -> Iterator[int]:
+    """Yield when to sample in an epoch that began at ``t0``, without end, ascending.
+
+    Distances are uniform in [0, 2 * ``mean_ns``): the first 8 bytes, big-endian, of HMAC-SHA-256
+    of the sample's number (4 bytes, big-endian) under the seed, times 2 * ``mean_ns``, by 2^64.
+    """
+    at = t0
+    for number in itertools.count():  # pragma: no branch - it has no end
+        drawn = hmac.digest(seed, number.to_bytes(4, "big"), "sha256")
+        at += int.from_bytes(drawn[:8], "big") * 2 * mean_ns >> 64
+        yield at
 
 
 def epoch_digest(data: bytes) -> bytes:

@@ -203,9 +203,32 @@ class Guard:
         """Add a blind window that somebody else knows of (a pause, a migration)."""
         self._ask(lambda: self.journal.blind.append(BlindWindow(t0, t1, region, reason)))
 
-    def note_samples(self, times: Sequence[int]) -> None:
-        """Record when registers were sampled, in ns of the session's clock."""
-        self._ask(lambda: self.journal.sample_times.extend(times))
+    def begin_sampling(self, mean_ns: int) -> None:
+        """Begin an epoch in which registers are sampled, every ``mean_ns`` in the mean."""
+
+        def begin() -> None:
+            self._close_epoch("sampling begins")
+            self.journal.mean_ns = mean_ns
+
+        self._ask(begin)
+
+    def sampling(self) -> tuple[int, bytes, int]:
+        """Return the open epoch's number, secret seed and beginning."""
+        journal = self.journal
+        return self._ask(lambda: (journal.sequence, journal.seed, journal.opened_at))
+
+    def note_sample(self, sequence: int, at: int) -> None:
+        """Record that registers were looked at, if the epoch ``sequence`` is still open."""
+
+        def note() -> None:
+            if self.journal.sequence == sequence:
+                self.journal.sample_times.append(at)
+
+        self._ask(note)
+
+    def note_fault(self, what: str) -> None:
+        """Record that something is wrong although memory is covered."""
+        self._faults.append(what)
 
     def note_violation(self, what: str, reason: str) -> None:
         """Record a violation that was found otherwise: a register that changed."""
