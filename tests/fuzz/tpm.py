@@ -21,6 +21,7 @@ from typing import Protocol, TypeVar
 from undercroft.base import FormatError
 from undercroft.formats import tpm
 from undercroft.formats.tpm.certificate import encode_crl, parse_certificate, parse_crl
+from undercroft.formats.tpm.fields import encode_2b
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus" / "tpm"
@@ -53,6 +54,29 @@ def _plain(parse: Callable[[bytes], _Encodes]) -> Callable[[bytes], None]:
     return _round_trip(parse, lambda value: value.encode())
 
 
+def _sized(parse: Callable[[bytes], _Encodes]) -> Callable[[bytes], None]:
+    return _round_trip(parse, lambda value: encode_2b(value.encode()))
+
+
+_PARTS = (
+    _plain(tpm.parse_credential),
+    _plain(tpm.parse_digest_list),
+    _plain(tpm.parse_ecc_point),
+    _plain(tpm.parse_encrypted_secret),
+    _plain(tpm.parse_id_object),
+    _plain(tpm.parse_selection_list),
+    _sized(tpm.parse_creation_data_2b),
+    _sized(tpm.parse_nv_public_2b),
+    _sized(tpm.parse_public_2b),
+)
+
+
+def _parts(data: bytes) -> None:
+    """What stands inside other structures, and the same with a size in front."""
+    for part in _PARTS:
+        part(data)
+
+
 def _certificate(data: bytes) -> None:
     """A certificate may be wrapped, so only the certificate itself comes back."""
     try:
@@ -78,6 +102,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "public": _plain(tpm.parse_public),
     "creation": _plain(tpm.parse_creation_data),
     "credential": _round_trip(tpm.parse_tools_credential, lambda value: value.encode_tools_file()),
+    "parts": _parts,
     "pcr-read": _plain(tpm.parse_pcr_read),
     "nv-public": _plain(tpm.parse_nv_public),
     "tpm12-quote": _plain(tpm.parse_quote_info12),

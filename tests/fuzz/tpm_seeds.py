@@ -15,7 +15,11 @@ from msgspec.structs import replace
 
 from undercroft.base import HashAlgorithm
 from undercroft.formats.tpm import (
+    CredentialBlob,
     DigestList,
+    EccPoint,
+    EncryptedSecret,
+    IdObject,
     KeyedHashPublic,
     NvPublic,
     PcrRead,
@@ -68,6 +72,14 @@ def simulated_seeds() -> Iterator[tuple[str, str, bytes]]:
     selection = PcrSelectionList.of({SHA1: [0], SHA256: [1, 2]})
     values = DigestList((bytes(20), bytes(32), bytes(32)))
     yield "pcr-read", "two-banks", PcrRead(7, selection, values).encode()
+    yield "parts", "selection", selection.encode()
+    yield "parts", "digests", values.encode()
+    yield "parts", "public-2b", tpm.public.encode_2b()
+    yield "parts", "point", EccPoint(bytes(range(32)), bytes(range(32))).encode()
+    credential = CredentialBlob(IdObject(bytes(32), bytes(34)), EncryptedSecret(bytes(68)))
+    yield "parts", "credential", credential.encode()
+    yield "parts", "id-object", credential.id_object.encode()
+    yield "parts", "secret", credential.encrypted_secret.encode()
     yield "nv-public", "index", NvPublic(0x01500016, SHA256, 0x20072, b"", 8).encode()
     old = SimulatedAttester12()
     yield "tpm12-quote", "quote", old.quote(bytes(20), [0]).info_bytes
