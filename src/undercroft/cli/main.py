@@ -15,6 +15,7 @@ from undercroft.cli import (
     ima,
     inspect,
     quote,
+    reference,
     verify,
 )
 
@@ -36,6 +37,7 @@ app.command("verify")(verify.verify)
 app.add_typer(eventlog.app, name="eventlog")
 app.add_typer(ima.app, name="ima")
 app.add_typer(quote.app, name="quote")
+app.add_typer(reference.app, name="reference")
 
 
 @app.callback()

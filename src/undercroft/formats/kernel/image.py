@@ -83,7 +83,13 @@ def load_kernel(vmlinuz: bytes) -> KernelImage:
     ``.altinstructions``.
     """
     boot = parse_bzimage(vmlinuz)
-    elf = parse_elf(decompress_payload(boot.payload))
+    elf = decompress_payload(boot.payload)
+    return load_elf(elf, boot.kernel_version, hashlib.sha256(vmlinuz).hexdigest())
+
+
+def load_elf(data: bytes, version: str, sha256: str) -> KernelImage:
+    """Parse the ELF inside a vmlinuz; ``version`` and ``sha256`` are those of the vmlinuz."""
+    elf = parse_elf(data)
     text = elf.section(".text")
     link_base = text.address
     symbols = parse_kallsyms(elf.contents(elf.section(".rodata")), link_base)
@@ -93,9 +99,9 @@ def load_kernel(vmlinuz: bytes) -> KernelImage:
         raise FormatError(_FORMAT, 0, "_etext is not the end of .text", got=hex(text_size))
     tables = _Tables(elf, memory, link_base, symbols)
     return KernelImage(
-        sha256=hashlib.sha256(vmlinuz).hexdigest(),
-        release=boot.kernel_version.partition(" ")[0],
-        version=boot.kernel_version,
+        sha256=sha256,
+        release=version.partition(" ")[0],
+        version=version,
         build_id=_build_id(elf),
         link_base=link_base,
         memory=memory,

@@ -96,7 +96,7 @@ class KernelModule:
 
 def parse_module(data: bytes) -> KernelModule:
     """Parse a .ko, .ko.xz, .ko.gz or .ko.zst; raise FormatError if it is not one."""
-    content, signature = split_signature(_decompressed(data))
+    content, signature = split_signature(decompress_module(data))
     elf = parse_elf(content)
     if elf.type != ET_REL:
         raise FormatError(_FORMAT, 16, "not a relocatable file", expected=ET_REL, got=elf.type)
@@ -117,7 +117,16 @@ def parse_module(data: bytes) -> KernelModule:
     )
 
 
-def _decompressed(data: bytes) -> bytes:
+def module_name(content: bytes) -> str:
+    """Return a module's name without parsing the rest of it; FormatError if it has none."""
+    name = _modinfo(parse_elf(content)).get("name", "")
+    if not name:
+        raise FormatError(_FORMAT, 0, "the module has no name in .modinfo")
+    return name
+
+
+def decompress_module(data: bytes) -> bytes:
+    """Return the module file itself, signature included; FormatError if it does not unpack."""
     try:
         if data.startswith(b"\xfd7zXZ\x00"):
             result = lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(data, MAX_MODULE_SIZE + 1)

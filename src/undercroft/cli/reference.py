@@ -1,0 +1,112 @@
+"""``undercroft reference``: what good looks like, derived from packages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from undercroft.base import EnvironmentFault, FormatError
+from undercroft.cli.guest import progress
+from undercroft.formats.kernel.profile import parse_profile
+from undercroft.packages.kernel_profile import build_profile, package_identity
+
+app = typer.Typer(
+    name="reference",
+    help="Derive reference values from packages.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+MAX_PACKAGE = 1 << 30
+
+
+@app.callback()
+def _group() -> None:
+    """Derive reference values from packages."""
+
+
+@app.command()
+def kernel(
+    package: Annotated[
+        Path, typer.Argument(metavar="PACKAGE", help="A kernel package (linux-image-*.deb).")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the profile.")
+    ],
+    ca: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--ca",
+            metavar="FILE",
+            help="A certificate (PEM or DER) that the vmlinuz's signature has to lead to, such "
+            "as the distribution's Secure Boot CA. May be given again.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Make a kernel profile: what a proof of this kernel's code needs, in one file.
+
+    Every module's signature is verified against the keys inside the kernel.  The kernel's own
+    signature is verified if --ca says whom to trust; a profile without that says so.
+    """
+    anchors = [_certificate(path) for path in ca or []]
+    with progress("reading the package") as show:
+        deb = _read(package)
+        identity = package_identity(deb)
+        data = build_profile(
+            deb, identity, anchors, lambda count: show.say(f"{count} modules verified")
+        )
+    try:
+        output.write_bytes(data)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write the profile: {error}", where=str(output)) from error
+    profile = parse_profile(data)
+    summary = {
+        "id": profile.id,
+        "package": identity.name,
+        "version": identity.version,
+        "architecture": identity.architecture,
+        "vmlinuz": profile.vmlinuz.sha256,
+        "signer": profile.vmlinuz.signer or None,
+        "modules": len(profile.modules),
+        "bytes": len(data),
+    }
+    if as_json:
+        sys.stdout.write(json.dumps(summary, indent=2) + "\n")
+        return
+    signer = profile.vmlinuz.signer or "not verified: no --ca was given"
+    sys.stdout.write(
+        f"{identity.name} {identity.version} ({identity.architecture})\n"
+        f"  kernel signed by  {signer}\n"
+        f"  modules           {len(profile.modules)}, each signed by a key inside the kernel\n"
+        f"  profile           {output}, {len(data) / 1e6:.1f} MB\n"
+        f"  id                {profile.id}\n"
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_PACKAGE:
+            raise FormatError("kernel package", 0, "the file is too large", expected=MAX_PACKAGE)
+        return path.read_bytes()
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read the file: {error}", where=str(path)) from error
+
+
+def _certificate(path: Path) -> bytes:
+    raw = _read(path)
+    try:
+        load = (
+            x509.load_pem_x509_certificate
+            if raw.lstrip().startswith(b"-----BEGIN")
+            else x509.load_der_x509_certificate
+        )
+        return load(raw).public_bytes(Encoding.DER)
+    except ValueError as error:
+        raise FormatError("X.509 certificate", 0, f"{path}: {error}") from error
