@@ -14,6 +14,7 @@ from rich.console import Console
 from undercroft import wiring
 from undercroft.base import EnvironmentFault, Finding, Outcome, worst
 from undercroft.cli import exit_status, render
+from undercroft.securekernel.confine import confine
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.trapped import TrappedKernel
@@ -109,6 +110,7 @@ def attach(
     with TrappedKernel(
         opened.guest, opened.image, traps, log=traps_log, snapshot=snapshot, second=second
     ) as trapped:
+        confine()
         _watch(trapped, interval, seconds, as_json)
 
 
