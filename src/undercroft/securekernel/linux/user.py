@@ -26,7 +26,8 @@ _COMPOUND_TAIL = 1
 _MAX_PATH_PARTS = 64
 _MAX_NAME = 255
 _MAX_ENVIRONMENT = 128 << 10
-_LOADER_VARIABLES = (b"LD_PRELOAD=", b"LD_AUDIT=", b"LD_LIBRARY_PATH=")
+_LOADER_VARIABLES = {b"LD_PRELOAD": True, b"LD_AUDIT": True, b"LD_LIBRARY_PATH": False}
+"""What the loader obeys, and whether it is more than another place to look in."""
 
 ANONYMOUS = FactSpec(
     "user.exec.anonymous",
@@ -177,10 +178,11 @@ class UserCode:
         start = self._kernel.member_u64(process.mm, "mm_struct", "env_start")
         end = self._kernel.member_u64(process.mm, "mm_struct", "env_end")
         for variable in self._environment(process, start, end).split(b"\0"):
-            if variable.startswith(_LOADER_VARIABLES):
+            certain = _LOADER_VARIABLES.get(variable.partition(b"=")[0])
+            if certain is not None:
                 text = variable[:200].decode("ascii", errors="backslashreplace")
                 self._seen.preload[process.mm, text] = Anomaly(
-                    {"pid": process.pid, "comm": process.comm, "variable": text}
+                    {"pid": process.pid, "comm": process.comm, "variable": text}, certain=certain
                 )
 
     def _environment(self, process: Process, start: int, end: int) -> bytes:

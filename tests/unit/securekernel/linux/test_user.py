@@ -1,0 +1,209 @@
+"""What processes can execute, found through their page tables."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+from undercroft.base import Finding, Outcome
+from undercroft.securekernel.linux import user
+from undercroft.securekernel.linux.facts import Observer
+from undercroft.testing.fakekernel import DIRECT_MAP, FakeKernel
+
+LAYOUTS = {
+    "task_struct": (256, {"tasks": 0, "mm": 16, "pid": 32, "comm": 40}),
+    "mm_struct": (256, {"pgd": 8, "env_start": 16, "env_end": 24}),
+    "page": (64, {"compound_head": 8, "mapping": 24}),
+    "address_space": (192, {"host": 0}),
+    "inode": (384, {"i_nlink": 72, "i_dentry": 312}),
+    "dentry": (192, {"d_parent": 24, "d_name": 32, "d_u": 176}),
+    "qstr": (16, {"len": 4, "name": 8}),
+    "vdso_image": (152, {"data": 0, "size": 8}),
+}
+CODE, STACK = 0x400000, 0x7FFF00000000
+VMEMMAP = 0xFFFFEA0000000000
+
+
+class Guest(FakeKernel):
+    """One process that runs /bin/sh, with its vDSO and an environment."""
+
+    def __init__(self) -> None:
+        super().__init__(LAYOUTS)
+        self.guest.map(VMEMMAP, (self.guest.memory.size >> 12) * 64 + 4095 & ~4095)
+        self.guest.put_u64(self.symbol("vmemmap_base"), VMEMMAP)
+        self.root = self.guest.frame()
+        self.guest.map(DIRECT_MAP + self.root, paddr=self.root)
+        self.mm = self.make("mm_struct", pgd=DIRECT_MAP + self.root)
+        task = self.make("task_struct", mm=self.mm)
+        self.put(task, "task_struct", "pid", 7, size=4)
+        self.guest.write(task + 40, b"sh")
+        thread = self.make("task_struct", mm=self.mm)  # the same memory again
+        kernel_thread = self.make("task_struct")
+        self.link_list(self.symbol("init_task", 256), [task, thread, kernel_thread])
+        self.file = self._file("bin", "sh")
+        self.text = self.executable(CODE, self.file)
+        self._vdso()
+
+    def _file(self, *parts: str) -> int:
+        """Make an inode with a path of directory entries; return its address_space."""
+        dentry = self.make("dentry")
+        self.put(dentry, "dentry", "d_parent", dentry)
+        for part in parts:
+            parent, dentry = dentry, self.make("dentry")
+            self.put(dentry, "dentry", "d_parent", parent)
+            self.guest.put_u32(dentry + 32 + 4, len(part))
+            self.guest.put_u64(dentry + 32 + 8, self.string(part))
+        self.inode = self.make("inode")
+        self.put(self.inode, "inode", "i_nlink", 1, size=4)
+        self.link_hlist(self.inode + 312, [dentry + 176])
+        return self.make("address_space", host=self.inode)
+
+    def page(self, paddr: int) -> int:
+        return VMEMMAP + (paddr >> 12) * 64
+
+    def executable(self, vaddr: int, mapping: int, *, writable: bool = False) -> int:
+        paddr = self.guest.map(vaddr, executable=True, user=True, writable=writable, root=self.root)
+        self.put(self.page(paddr), "page", "mapping", mapping)
+        return paddr
+
+    def _vdso(self) -> None:
+        frame = self.guest.frame()
+        data = DIRECT_MAP + frame
+        self.guest.map(data, paddr=frame)
+        image = self.symbol("vdso_image_64", 152)
+        self.put(image, "vdso_image", "data", data)
+        self.put(image, "vdso_image", "size", 0x1000)
+        self.guest.map(
+            STACK - 0x2000, paddr=frame, executable=True, user=True, writable=False, root=self.root
+        )
+
+    def environment(self, data: bytes) -> None:
+        paddr = self.guest.map(STACK, user=True, root=self.root)
+        self.guest.memory.write(paddr, data)
+        self.put(self.mm, "mm_struct", "env_start", STACK)
+        self.put(self.mm, "mm_struct", "env_end", STACK + len(data))
+
+    def findings(self) -> dict[str, Finding]:
+        found = user.collect(self.kernel(), Observer(nullcontext, lambda _: None, (0, 1)))
+        return {one.id: one for one in found}
+
+    def only(self, name: str) -> dict[str, Any]:
+        findings = self.findings()
+        assert {key for key, one in findings.items() if one.outcome is not Outcome.PASS} == {name}
+        anomalies: Any = findings[name].details["anomalies"]
+        (anomaly,) = anomalies
+        return dict(anomaly)
+
+
+ANONYMOUS, FILES, PRELOAD = "user.exec.anonymous", "user.exec.files", "user.preload"
+
+
+@pytest.fixture
+def fake() -> Guest:
+    return Guest()
+
+
+def test_files_and_the_vdso_pass(fake: Guest) -> None:
+    fake.environment(b"HOME=/\0PATH=/bin\0")
+    findings = fake.findings()
+    assert all(one.outcome is Outcome.PASS for one in findings.values())
+    assert findings[FILES].details["files"] == ["/bin/sh"]
+    assert findings[ANONYMOUS].details["executable_pages"] == 2
+    assert findings[ANONYMOUS].details["processes"] == 1
+
+
+def test_injected_code_is_found(fake: Guest) -> None:
+    fake.executable(0x500000, 0xFFFF888000001001, writable=True)
+    found = fake.only(ANONYMOUS)
+    assert found == {
+        "pid": 7,
+        "comm": "sh",
+        "address": "0x500000",
+        "size": 4096,
+        "kind": "anonymous",
+        "writable": True,
+    }
+
+
+def test_a_patched_copy_of_a_files_page_is_found(fake: Guest) -> None:
+    """A write through ptrace makes the page anonymous, where the file was mapped."""
+    fake.put(fake.page(fake.text), "page", "mapping", 0xFFFF888000001001)
+    assert fake.only(ANONYMOUS)["address"] == f"{CODE:#x}"
+
+
+def test_a_patched_vdso_is_found(fake: Guest) -> None:
+    fake.executable(STACK - 0x2000, 0xFFFF888000001001)
+    assert fake.only(ANONYMOUS)["address"] == f"{STACK - 0x2000:#x}"
+
+
+def test_a_kernel_page_that_users_can_execute_is_found(fake: Guest) -> None:
+    fake.executable(0x500000, 0)
+    assert fake.only(ANONYMOUS)["kind"] == "of no file"
+
+
+def test_a_page_of_a_larger_one_belongs_to_its_head(fake: Guest) -> None:
+    tail = fake.executable(0x500000, 0)
+    fake.put(fake.page(tail), "page", "compound_head", fake.page(fake.text) + 1)
+    assert fake.findings()[ANONYMOUS].outcome is Outcome.PASS
+
+
+def test_data_is_not_code(fake: Guest) -> None:
+    paddr = fake.guest.map(0x600000, user=True, root=fake.root)
+    fake.put(fake.page(paddr), "page", "mapping", 0xFFFF888000001001)
+    assert fake.findings()[ANONYMOUS].outcome is Outcome.PASS
+
+
+def test_a_deleted_file_is_found(fake: Guest) -> None:
+    fake.put(fake.inode, "inode", "i_nlink", 0, size=4)
+    found = fake.only(FILES)
+    assert (found["file"], found["rule"]) == ("/bin/sh", "it was deleted")
+
+
+@pytest.mark.parametrize(
+    ("variable", "outcome"),
+    [
+        ("LD_PRELOAD=/x.so", Outcome.FAIL),
+        ("LD_AUDIT=/x.so", Outcome.FAIL),
+        ("LD_LIBRARY_PATH=/x", Outcome.UNKNOWN),
+    ],
+)
+def test_a_loader_variable_is_found(fake: Guest, variable: str, outcome: Outcome) -> None:
+    fake.environment(b"HOME=/\0" + variable.encode() + b"\0")
+    assert fake.only(PRELOAD)["variable"] == variable
+    assert fake.findings()[PRELOAD].outcome is outcome
+
+
+def test_an_environment_that_is_not_in_memory_is_passed_over(fake: Guest) -> None:
+    fake.environment(b"HOME=/\0")
+    fake.put(fake.mm, "mm_struct", "env_end", STACK + 0x3000)
+    assert fake.findings()[PRELOAD].outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize("end", [STACK - 1, STACK + (1 << 30)])
+def test_an_absurd_environment_is_not_read(fake: Guest, end: int) -> None:
+    fake.environment(b"LD_PRELOAD=/x.so\0")
+    fake.put(fake.mm, "mm_struct", "env_end", end)
+    assert fake.findings()[PRELOAD].outcome is Outcome.PASS
+
+
+def test_a_path_that_has_no_end_is_cut(fake: Guest) -> None:
+    loop = fake.make("dentry")
+    other = fake.make("dentry")
+    for one, parent in ((loop, other), (other, loop)):
+        fake.put(one, "dentry", "d_parent", parent)
+        fake.guest.put_u32(one + 36, 1)
+        fake.guest.put_u64(one + 40, fake.string("x"))
+    fake.link_hlist(fake.inode + 312, [loop + 176])
+    assert user.path_of(fake.kernel(), fake.inode).count("/x") == 64
+
+
+def test_a_file_without_a_directory_entry_goes_by_its_inode(fake: Guest) -> None:
+    fake.link_hlist(fake.inode + 312, [])
+    assert user.path_of(fake.kernel(), fake.inode) == f"inode {fake.inode:#x}"
+
+
+def test_wild_pointers_are_unknown(fake: Guest) -> None:
+    fake.put(fake.file, "address_space", "host", 0x10)
+    assert fake.findings()[FILES].outcome is Outcome.UNKNOWN
