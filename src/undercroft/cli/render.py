@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -58,11 +59,36 @@ def _table(rows: Iterable[tuple[Text, Finding]], title: str) -> Table:
     return table
 
 
-def _judged(judgements: Iterable[Judgement]) -> Iterator[tuple[Text, Finding]]:
-    """Mark each finding that counts."""
-    for judgement in judgements:
-        if judgement.tier is not None:
-            yield MARK[judgement.finding.outcome], judgement.finding
+SHOWN_ALONE = frozenset(("kernel.reference", "kernel.located", "kernel.text", "kernel.rodata"))
+"""Checks that a reader looks for by name: they are never put together with others."""
+
+_FEW = 3
+"""So many passing checks of one kind are listed; more are put into one row."""
+
+
+def _judged(judgements: Iterable[Judgement], *, every: bool) -> Iterator[tuple[Text, Finding]]:
+    """Mark each finding that counts; what passes is put together by kind unless ``every``."""
+    counting = [judgement.finding for judgement in judgements if judgement.tier is not None]
+    for _, run in itertools.groupby(counting, key=_kind):
+        findings = list(run)
+        alike = not every and len(findings) > _FEW and findings[0].outcome is Outcome.PASS
+        for finding in [_together(findings)] if alike else findings:
+            yield MARK[finding.outcome], finding
+
+
+def _kind(finding: Finding) -> tuple[str, Outcome]:
+    alone = finding.id in SHOWN_ALONE
+    return finding.id if alone else finding.id.rpartition(".")[0], finding.outcome
+
+
+def _together(findings: Sequence[Finding]) -> Finding:
+    """Return one finding that stands for several that pass."""
+    kind, outcome = _kind(findings[0])
+    names = ", ".join(finding.id.rpartition(".")[2] for finding in findings)
+    sources = list(dict.fromkeys(finding.source for finding in findings if finding.source))
+    more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+    summary = f"all {len(findings)}: {names}"
+    return Finding(f"{kind}.*", outcome, summary, {}, "".join(sources[:1]) + more)
 
 
 def shown(path: Path) -> str:
@@ -77,9 +103,13 @@ def verdict_line(appraisal: Appraisal) -> Text:
     return Text(VERDICT_WORDS[tier], style=VERDICT_STYLE[tier])
 
 
-def appraisal_view(appraisal: Appraisal, *, title: str = "") -> RenderableType:
-    """Return the whole appraisal: every finding, what keeps it from affirming, the verdict."""
-    parts: list[RenderableType] = [_table(_judged(appraisal.judgements), title)]
+def appraisal_view(appraisal: Appraisal, *, title: str = "", every: bool = False) -> RenderableType:
+    """Return the whole appraisal: what was found, what keeps it from affirming, the verdict.
+
+    With ``every`` each check that passes has a row of its own.
+    """
+    rows = _judged(appraisal.judgements, every=every)
+    parts: list[RenderableType] = [_table(rows, title)]
     if stated := sum(judgement.tier is None for judgement in appraisal.judgements):
         note = f"and {stated} findings that the policy does not ask for; --json has them"
         parts.append(Text(note, style="dim"))

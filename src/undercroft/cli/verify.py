@@ -34,6 +34,9 @@ def verify(
             help="As of when: 'recorded' (when it was appraised first), 'now', or Unix seconds."
         ),
     ] = RECORDED,
+    every: Annotated[
+        bool, typer.Option("--every", help="List each check that passes, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Appraise a saved case again, from its bytes alone.
@@ -45,7 +48,8 @@ def verify(
     if as_json:
         sys.stdout.write(json.dumps(appraisal_json(appraisal), indent=1) + "\n")
     else:
-        render.console().print(render.appraisal_view(appraisal, title=f"{case}"))
+        view = render.appraisal_view(appraisal, title=str(case), every=every)
+        render.console().print(view)
     raise typer.Exit(appraisal.exit_status)
 
 
