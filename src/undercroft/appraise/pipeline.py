@@ -14,6 +14,7 @@ from typing import NamedTuple
 from undercroft.appraise.boot import appraise_boot
 from undercroft.appraise.files import appraise_files, judge_of
 from undercroft.appraise.freshness import appraise_time, expiry
+from undercroft.appraise.host import appraise_host
 from undercroft.appraise.identity import appraise_key, state_freshness, state_quirks
 from undercroft.appraise.ima_rules import ImaJudge
 from undercroft.appraise.kernel import appraise_kernel
@@ -89,6 +90,7 @@ def boot_judgements(
     """Judge all that cannot change until the machine boots again: log, boot PCRs, Secure Boot."""
     return (
         *appraise_launch(verified.launch, verified.quote, verified.record, references, policy),
+        *appraise_host(verified.host, verified.trust),
         *state_quirks(verified.log),
         *appraise_boot(verified, references, policy),
         *appraise_secure_boot(verified.log, policy),

@@ -72,6 +72,8 @@ class SteadySession:
                 got=state.rules_id.hex(),
                 remedy=_WHOLE,
             )
+        if trust.host_ak_public:
+            raise ValueError("a host layer is appraised with whole evidence, every time")
         self.trust = trust
         self.rules = rules
         self.state = state

@@ -26,6 +26,7 @@ from undercroft.formats.ima import ImaList, parse_binary
 from undercroft.formats.tpm import PcrSelectionList, parse_public, parse_quote
 from undercroft.verify.ak import AttestationKey, verify_ak
 from undercroft.verify.checks import Check
+from undercroft.verify.deepquote import VerifiedHost, verify_host
 from undercroft.verify.eventlog import ReplayedLog, verify_eventlog
 from undercroft.verify.ima import ReplayedIma, replay_ima
 from undercroft.verify.launch import VerifiedLaunch, verify_launch
@@ -67,7 +68,7 @@ _BANKS_BY_STRENGTH = (
 class VerifiedEvidence:
     """Evidence that is authentic, fresh and whole; whether it is acceptable is not said yet.
 
-    ``log``, ``ima``, ``record`` and ``launch`` are None where the evidence has no such part.
+    ``log``, ``ima``, ``record``, ``launch`` and ``host`` are None where there is no such part.
     """
 
     trust: Trust
@@ -77,6 +78,7 @@ class VerifiedEvidence:
     ima: ReplayedIma | None
     record: SecureKernelRecord | None
     launch: VerifiedLaunch | None
+    host: VerifiedHost | None
 
 
 def time_of(record: SecureKernelRecord | None, challenge: Challenge) -> int:
@@ -104,6 +106,7 @@ def verify_evidence(
     Raises VerificationError (its ``check`` says which check) or FormatError.
     """
     quote = verify_quote_item(evidence, trust, trusted_key(trust), challenge, last)
+    launch = None if evidence.launch_log is None else verify_launch(evidence.launch_log, quote.pcrs)
     return VerifiedEvidence(
         trust,
         challenge,
@@ -111,7 +114,8 @@ def verify_evidence(
         None if evidence.eventlog is None else _verify_log(evidence.eventlog, quote),
         None if evidence.ima_list is None else _verify_ima(evidence.ima_list, quote),
         bound_record(evidence.record, trust),
-        None if evidence.launch_log is None else verify_launch(evidence.launch_log, quote.pcrs),
+        launch,
+        verify_host(evidence, launch, trust, challenge),
     )
 
 

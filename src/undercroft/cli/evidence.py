@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from undercroft.policy import Policy
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.service.casefile import Case, read_policy, save_case, save_result
 from undercroft.service.collect import collect
+from undercroft.service.hosttpm import accept_host, open_host_tpm, trust_host
 from undercroft.service.machine import machine_facts
 from undercroft.service.ownguest import connect_vtpm, enrol_guest, guest_references
 from undercroft.service.verifier import ResultSigner, appraise_case, new_challenge
@@ -42,6 +44,13 @@ def collect_command(
     policy: Annotated[
         Path | None, typer.Option(help="A policy file; without it the shipped direct-boot.")
     ] = None,
+    host_tpm: Annotated[
+        bool,
+        typer.Option(
+            "--host-tpm",
+            help="Have the host's TPM vouch too: /dev/tpmrm0, else a program that stands in.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Challenge a guest, collect its evidence, appraise it, and save it all in one folder.
@@ -50,8 +59,10 @@ def collect_command(
     was built from, and signs a result. `undercroft verify` reproduces the verdict offline.
     """
     rules = read_policy(policy) if policy else wiring.shipped_policy("direct-boot")
-    case = _collect(target, kernel, rules)
+    case = _collect(target, kernel, rules, host_tpm=host_tpm)
     appraisal = appraise_case(case, int(time.time()))
+    if host_tpm:
+        accept_host(case.evidence, wiring.home())
     signer = ResultSigner.load(wiring.home() / "verifier")
     save_case(output, case)
     save_result(output, signer.sign(appraisal), signer.public)
@@ -66,7 +77,7 @@ def collect_command(
     raise typer.Exit(appraisal.exit_status)
 
 
-def _collect(target: str, kernel: Path | None, policy: Policy) -> Case:
+def _collect(target: str, kernel: Path | None, policy: Policy, *, host_tpm: bool) -> Case:
     opened = wiring.open_target(target, kernel)
     info = opened.info
     if info is None:
@@ -81,4 +92,9 @@ def _collect(target: str, kernel: Path | None, policy: Policy) -> Case:
         secure_kernel = SecureKernel(opened.guest, opened.image)
         challenge = new_challenge(policy, int(time.time()))
         evidence = collect(secure_kernel, client, challenge, lambda: machine_facts(info, client))
+    if host_tpm:
+        with open_host_tpm(wiring.home()) as tpm:
+            trust = trust_host(trust, tpm, wiring.home())
+            layer = tpm.vouch(evidence, challenge.nonce)
+        evidence = replace(evidence, host_layer=layer)
     return Case(evidence, challenge, trust, references, policy)

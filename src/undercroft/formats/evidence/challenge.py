@@ -63,17 +63,23 @@ class Trust:
     """The one key that may sign this guest's quotes.
 
     ``ak_public`` is its TPMT_PUBLIC; ``ek_certificate`` the DER certificate of the endorsement
-    key behind it, or empty.
+    key behind it, or empty.  ``host_ak_public`` is the TPMT_PUBLIC of the key that may vouch for
+    the guest's host, empty if none is known; ``host_counter`` is the last value accepted of that
+    host's monotonic counter.
     """
 
     guest: str
     ak_public: bytes
     how: HowTrusted
     ek_certificate: bytes = b""
+    host_ak_public: bytes = b""
+    host_counter: int = 0
 
     def __post_init__(self) -> None:
         if not self.guest or not self.ak_public:
             raise ValueError("trust needs a guest's name and its attestation key")
+        if self.host_counter < 0:
+            raise ValueError("a counter is not negative")
 
 
 class _Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,6 +95,8 @@ class _Trust(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     ak_public: str
     how: HowTrusted
     ek_certificate: str = ""
+    host_ak_public: str = ""
+    host_counter: int = 0
 
 
 def _check_format(found: str, wanted: str, name: str) -> None:
@@ -128,7 +136,8 @@ def parse_trust(data: bytes) -> Trust:
     _check_format(wire.format, TRUST_FORMAT, "trust")
     try:
         ak, ek = strict_json.unhex(wire.ak_public), strict_json.unhex(wire.ek_certificate)
-        return Trust(wire.guest, ak, wire.how, ek)
+        host = strict_json.unhex(wire.host_ak_public)
+        return Trust(wire.guest, ak, wire.how, ek, host, wire.host_counter)
     except ValueError as error:
         raise FormatError("trust", 0, str(error)) from error
 
@@ -137,6 +146,12 @@ def encode_trust(trust: Trust) -> bytes:
     """Write ``trust`` as a trust file."""
     return strict_json.encode(
         _Trust(
-            TRUST_FORMAT, trust.guest, trust.ak_public.hex(), trust.how, trust.ek_certificate.hex()
+            TRUST_FORMAT,
+            trust.guest,
+            trust.ak_public.hex(),
+            trust.how,
+            trust.ek_certificate.hex(),
+            trust.host_ak_public.hex(),
+            trust.host_counter,
         )
     )

@@ -8,14 +8,17 @@ label             value                                                    may l
 ``ima-list``      binary_runtime_measurements                              yes
 ``secure-kernel`` the encoded SecureKernelRecord                           yes
 ``launch-log``    the crypto-agile log of the secure kernel's launch       yes
+``host-layer``    what the host's TPM says of the quote, see ``hostlayer`` yes
 ================= ======================================================== ==========
 
-Any other label is refused: the quote would not cover it, and nobody would look at it.
+The quote covers all of them but the host layer, which covers the quote.  Any other label is
+refused: nobody would look at it.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -32,13 +35,14 @@ TYPE = "tag:undercroft.example,2026:evidence/1"
 QUOTE_FORMAT = "tpm-quote"
 
 QUOTE, EVENTLOG, IMA, RECORD = "tpm-quote", "tcg-eventlog", "ima-list", "secure-kernel"
-LAUNCH = "launch-log"
+LAUNCH, HOST = "launch-log", "host-layer"
 _MEDIA_TYPES = {
     QUOTE: "application/vnd.undercroft.tpm-quote+cbor",
     EVENTLOG: "application/vnd.undercroft.tcg-eventlog",
     IMA: "application/vnd.undercroft.ima-binary-runtime-measurements",
     RECORD: "application/vnd.undercroft.secure-kernel-record+cbor",
     LAUNCH: "application/vnd.undercroft.launch-log",
+    HOST: "application/vnd.undercroft.host-layer+cbor",
 }
 
 
@@ -66,6 +70,7 @@ class Evidence:
     ima_list: bytes | None = None
     record: bytes | None = None
     launch_log: bytes | None = None
+    host_layer: bytes | None = None
 
 
 class _Quote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -105,6 +110,25 @@ def _bank(name: str, select: bytes, values: bytes) -> PcrBank:
     )
 
 
+def decode_banks(pcrs: Mapping[str, tuple[bytes, bytes]]) -> tuple[PcrBank, ...]:
+    """Return the banks that ``{* name => [select, values]}`` holds.  Raises FormatError."""
+    return tuple([_bank(name, *bank) for name, bank in pcrs.items()])
+
+
+def encode_banks(banks: Sequence[PcrBank]) -> dict[str, list[bytes]]:
+    """Return the inverse of :func:`decode_banks`.  Raises ValueError if a bank is there twice."""
+    pcrs = {
+        bank.algorithm.label: [
+            sum(1 << index for index in bank.values).to_bytes(_SELECT_SIZE, "little"),
+            b"".join(bank.values.values()),
+        ]
+        for bank in banks
+    }
+    if len(pcrs) != len(banks):
+        raise ValueError("two PCR banks of one algorithm")
+    return pcrs
+
+
 def parse_quote_item(data: bytes) -> QuoteItem:
     """Parse a quote item.  Raises FormatError.
 
@@ -113,27 +137,17 @@ def parse_quote_item(data: bytes) -> QuoteItem:
     end to end.
     """
     wire = cbor.convert(cbor.decode(data, QUOTE_FORMAT), _Quote, QUOTE_FORMAT)
-    banks = tuple([_bank(name, *bank) for name, bank in wire.pcrs.items()])
-    return QuoteItem(wire.attest, wire.signature, wire.ak_public, banks)
+    return QuoteItem(wire.attest, wire.signature, wire.ak_public, decode_banks(wire.pcrs))
 
 
 def encode_quote_item(item: QuoteItem) -> bytes:
     """Encode ``item``.  Raises ValueError if two banks have the same algorithm."""
-    pcrs = {
-        bank.algorithm.label: [
-            sum(1 << index for index in bank.values).to_bytes(_SELECT_SIZE, "little"),
-            b"".join(bank.values.values()),
-        ]
-        for bank in item.claimed_pcrs
-    }
-    if len(pcrs) != len(item.claimed_pcrs):
-        raise ValueError("two PCR banks of one algorithm")
     return cbor.encode(
         {
             "attest": item.attest,
             "signature": item.signature,
             "ak-public": item.claimed_ak_public,
-            "pcrs": pcrs,
+            "pcrs": encode_banks(item.claimed_pcrs),
         }
     )
 
@@ -173,6 +187,7 @@ def from_value(value: CborValue) -> Evidence:
         values.get(IMA),
         values.get(RECORD),
         values.get(LAUNCH),
+        values.get(HOST),
     )
 
 
@@ -184,6 +199,7 @@ def to_cmw(evidence: Evidence) -> cmw.CmwCollection:
         IMA: evidence.ima_list,
         RECORD: evidence.record,
         LAUNCH: evidence.launch_log,
+        HOST: evidence.host_layer,
     }
     items: dict[str | int, cmw.Cmw] = {
         label: cmw.CmwRecord(_MEDIA_TYPES[label], value, cmw.EVIDENCE)

@@ -16,6 +16,7 @@ from undercroft.base import PCR_COUNT, HashAlgorithm
 from undercroft.formats.reader import BoundedReader
 from undercroft.securekernel.vtpm.wire import (
     RH_NULL,
+    RH_OWNER,
     Auth,
     Command,
     CommandCode,
@@ -307,6 +308,47 @@ def parse_nv_read_public(command: Command, response: bytes) -> int:
     size = inner.u16("dataSize")
     inner.finish()
     return size
+
+
+def parse_nv_public_area(command: Command, response: bytes) -> bytes:
+    """Return the TPMS_NV_PUBLIC bytes that TPM2_NV_ReadPublic gave."""
+    _, reader = parse_response(command, response)
+    public = reader.sized(2, "nvPublic")
+    reader.sized(2, "nvName", limit=66)
+    reader.finish()
+    return public
+
+
+NV_COUNTER = 0x0206_0016
+"""TPMA_NV of a counter that owner and empty authValue read and count up (part 2, 13.4):
+OWNERWRITE, AUTHWRITE, TPM_NT_COUNTER, OWNERREAD, AUTHREAD, NO_DA."""
+
+
+def nv_define_counter(index: int) -> Command:
+    """TPM2_NV_DefineSpace of a counter, by an owner with the empty password."""
+    public = struct.pack(">IHIHH", index, HashAlgorithm.SHA256.alg_id, NV_COUNTER, 0, 8)
+    return build(
+        CommandCode.NV_DEFINE_SPACE,
+        handles=[RH_OWNER],
+        auths=[Auth()],
+        parameters=tpm2b(b"") + tpm2b(public),
+    )
+
+
+def nv_increment(index: int) -> Command:
+    """TPM2_NV_Increment with the index's own empty authorization."""
+    return build(CommandCode.NV_INCREMENT, handles=[index, index], auths=[Auth()])
+
+
+def nv_certify(key: Handle, index: int, qualifying_data: bytes, size: int) -> Command:
+    """TPM2_NV_Certify of an index's first ``size`` bytes; the response is as a quote's."""
+    parameters = tpm2b(qualifying_data) + struct.pack(">HHH", ALG_NULL, size, 0)
+    return build(
+        CommandCode.NV_CERTIFY,
+        handles=[key, index, index],
+        auths=[Auth(), Auth()],
+        parameters=parameters,
+    )
 
 
 def nv_read(index: int, size: int, offset: int) -> Command:

@@ -108,6 +108,15 @@ def ak_template(key_type: KeyType) -> bytes:
     return _public(_ALG_RSA, AK_ATTRIBUTES, AK_POLICY, parameters)
 
 
+def host_ak_template(key_type: KeyType) -> bytes:
+    """Return the template of a host's attestation key: the same, by the empty password."""
+    template = bytearray(ak_template(key_type))
+    _, name_alg, _ = struct.unpack_from(">HHI", template)
+    kind = int.from_bytes(template[:2], "big")
+    head = struct.pack(">HHI", kind, name_alg, AK_ATTRIBUTES | _USER_WITH_AUTH) + _sized(b"")
+    return head + bytes(template[8 + 2 + len(AK_POLICY) :])
+
+
 def ek_template(ek_type: EkType) -> bytes:
     """Return the template of the EK profile, B.3 and B.4."""
     if ek_type is EkType.ECC_P384:

@@ -37,7 +37,9 @@ class CommandCode(enum.IntEnum):
     """TPM_CC (part 2, clause 6.5.2), as far as the secure kernel speaks or watches for them."""
 
     EVICT_CONTROL = 0x120
+    NV_DEFINE_SPACE = 0x12A
     CREATE_PRIMARY = 0x131
+    NV_INCREMENT = 0x134
     STARTUP = 0x144
     SHUTDOWN = 0x145
     ACTIVATE_CREDENTIAL = 0x147
@@ -62,6 +64,7 @@ class CommandCode(enum.IntEnum):
     GET_TEST_RESULT = 0x17C
     PCR_READ = 0x17E
     READ_CLOCK = 0x181
+    NV_CERTIFY = 0x184
     PCR_EXTEND = 0x182
     HASH_SEQUENCE_START = 0x186
     CREATE_LOADED = 0x191
