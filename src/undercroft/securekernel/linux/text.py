@@ -268,6 +268,18 @@ class KernelTextProof:
         details: dict[str, JsonValue] = {"notable": [each.as_json() for each in found]}
         return Finding(NOTABLE, Outcome.PASS, summary, details, self._source())
 
+    def translate(self, address: int) -> int:
+        """Return the physical address of a kernel address; MemoryFault if it has none."""
+        assert self.kernel is not None
+        return AddressSpace(self.memory, self.kernel.cr3, self.kernel.la57).translate(address)
+
+    def rodata_addresses(self) -> list[tuple[int, int]]:
+        """Return [start, stop) of the constant data that is compared, as virtual addresses."""
+        return [
+            (region.mapped.vaddr, region.mapped.vaddr + region.mapped.size)
+            for region in self._rodata
+        ]
+
     def _source(self) -> str:
         return f"vmlinuz sha256:{self.image.sha256}"
 
