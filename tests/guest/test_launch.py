@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +18,11 @@ from undercroft.appraise.model import Appraisal
 from undercroft.appraise.pipeline import appraise, verify_evidence
 from undercroft.base import Finding, JsonValue, Outcome
 from undercroft.formats.ear import Tier
+from undercroft.formats.evidence import encode_evidence, parse_evidence
 from undercroft.guests.run import Guest
 from undercroft.securekernel.hypervisor.qmp import QmpClient
 from undercroft.securekernel.inspect import SecureKernel
+from undercroft.service.casefile import EVIDENCE
 from undercroft.service.collect import collect
 from undercroft.service.machine import machine_facts
 from undercroft.service.ownguest import connect_vtpm, enrol_guest, guest_references
@@ -82,3 +89,41 @@ def test_what_is_plugged_in_later_is_found(
     ]
     assert facts["descriptor.network"].outcome is Outcome.FAIL
     assert facts["descriptor.machine"].outcome is Outcome.PASS
+
+
+def test_the_host_vouches_for_the_guest(
+    running_guest: Guest, guest_home: Path, tmp_path: Path
+) -> None:
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "undercroft.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env={**os.environ, "UNDERCROFT_HOME": str(guest_home)},
+        )
+
+    target, case = f"qemu:{running_guest.info.name}", tmp_path / "case"
+    done = run("evidence", "collect", target, "-o", case, "--host-tpm", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    findings = {finding["id"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert findings["host.layer"]["outcome"] == "pass"
+    expected = "hardware" if Path("/dev/tpmrm0").exists() else "stand-in"
+    assert findings["host.tpm"]["details"] == {"tpm": expected}
+    assert run("verify", case).returncode == 0
+
+    # The host's layer of one moment beside the guest's quote of another.
+    later = tmp_path / "later"
+    assert run("evidence", "collect", target, "-o", later, "--host-tpm").returncode == 0
+    first = parse_evidence((case / EVIDENCE).read_bytes())
+    second = parse_evidence((later / EVIDENCE).read_bytes())
+    mixed = replace(second, host_layer=first.host_layer)
+    (later / EVIDENCE).write_bytes(encode_evidence(mixed))
+    refused = run("verify", later)
+    assert refused.returncode == 5
+    assert "host.guest" in refused.stderr
+
+    without = replace(first, host_layer=None)
+    (case / EVIDENCE).write_bytes(encode_evidence(without))
+    assert run("verify", case).returncode == 4
