@@ -155,6 +155,36 @@ def test_tracing_on_and_off_is_lawful(watched: Watched) -> None:
     assert {"static-call", "jump-label"} & {change.rule for change in watched.changes}
 
 
+def test_a_kprobe_and_the_function_tracer_are_lawful(watched: Watched) -> None:
+    tracing = "/sys/kernel/tracing"
+    tracers = watched.guest.console(
+        f"mount -t tracefs tracefs {tracing} 2>/dev/null; cat {tracing}/available_tracers; "
+        f"ls {tracing}"
+    )
+    with watched.guarded() as guard:
+        if "kprobe_events" in tracers:  # in the middle of a function: an INT3, then a jump
+            for command in (
+                f"echo p:mine do_sys_openat2+20 > {tracing}/kprobe_events 2>/dev/null || "
+                f"echo p:mine do_sys_openat2 > {tracing}/kprobe_events",
+                f"echo 1 > {tracing}/events/kprobes/mine/enable; sleep 1; cat /proc/version",
+                f"echo 0 > {tracing}/events/kprobes/mine/enable; sleep 1",
+                f"echo > {tracing}/kprobe_events",
+            ):
+                watched.guest.console(command, timeout_s=60)
+        if "function" in tracers.split():
+            for command in (
+                f"echo 'vfs_*' > {tracing}/set_ftrace_filter; "
+                f"echo function > {tracing}/current_tracer",
+                f"ls /proc >/dev/null; echo nop > {tracing}/current_tracer; "
+                f"echo > {tracing}/set_ftrace_filter",
+            ):
+                watched.guest.console(command, timeout_s=120)
+        settle(guard)
+    assert watched.violations() == []
+    if "function" in tracers.split():
+        assert len([change for change in watched.changes if change.rule == "ftrace"]) > 20
+
+
 def test_an_inline_patch_is_a_violation_with_symbol_and_bytes(watched: Watched) -> None:
     with watched.guarded() as guard:
         with inline_patch(watched.guest, watched.address(PATCHED_FUNCTION)) as adversary:
