@@ -35,6 +35,9 @@ ram[:] = b"." * len(ram)
 print(ctypes.addressof(ctypes.c_char.from_buffer(ram)), flush=True)
 for line in sys.stdin:
     at, value, count = map(int, line.split())
+    if value < 0:
+        ram.madvise(mmap.MADV_DONTNEED, at, 4096)
+        count = 0
     for number in range(count):
         ram[at] = (value + number) % 256
     print("done", flush=True)
@@ -221,6 +224,22 @@ def test_a_storm_is_stated_and_the_page_is_covered_again(
     assert epoch.blind[0].t1 - epoch.blind[0].t0 >= 250_000_000
     victim.write(4 * PAGE + 8, 65)
     until(lambda: made.status().violations == 1)
+
+
+def test_a_page_that_is_discarded_is_stated_and_covered_again(
+    guard: MadeGuard, victim: Victim
+) -> None:
+    made = guard(CONSTANT)
+    victim.write(8 * PAGE, -1)
+    assert made.status().fault == ""
+    victim.write(2 * PAGE, -1)
+    until(lambda: made.status().violations == 1)
+    assert "was discarded" in made.status().fault
+    epoch = made.close_epoch()
+    assert "discarded" in epoch.blind[0].reason
+    assert set(epoch.changes[0].after) == {0}
+    victim.write(2 * PAGE + 5, 65)
+    until(lambda: made.status().violations == 2)
 
 
 def test_the_end_of_the_hypervisor_ends_the_chain(guard: MadeGuard, victim: Victim) -> None:

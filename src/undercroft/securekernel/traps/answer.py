@@ -39,6 +39,8 @@ PATCHING_S = 30.0
 """The same while the guest says that a batch of patches is under way."""
 STORM_WRITES, STORM_PERIOD_S, COOLING_S = 4000, 1.0, 0.5
 """A page written so often in so long a time is left open for so long, and that is said."""
+LOSING_S = 0.02
+"""How long after a page was discarded it is protected and looked at again."""
 _SPIN_NS, _NAP_S = 100_000, 0.00002
 _STORES_NS, _LANDING_NS = 15_000, 50_000_000
 """A thread that runs again stores within the first; the second is how long we wait for it."""
@@ -133,7 +135,7 @@ class Answerer:
     answer_us: list[float] = field(default_factory=list)
     modified: dict[str, int] = field(default_factory=dict)
     pending: dict[int, _Pending] = field(default_factory=dict)
-    _cooling: dict[int, tuple[float, int]] = field(default_factory=dict)
+    _cooling: dict[int, tuple[float, int, str]] = field(default_factory=dict)
     _seen: set[tuple[Rule, int]] = field(default_factory=set)
 
     # --- one write ---------------------------------------------------------------------------
@@ -156,7 +158,11 @@ class Answerer:
         self.traps.lift(write.page, PAGE)
         self._await_landing(write, page.content[at : at + _SEEN], slices)
         if self._is_storm(page):
-            self._cooling[page.paddr] = (time.monotonic() + COOLING_S, self.journal.clock.now())
+            self._cooling[page.paddr] = (
+                time.monotonic() + COOLING_S,
+                self.journal.clock.now(),
+                "storm of writes",
+            )
             return
         self.traps.protect(write.page, PAGE)
         open_ns = time.perf_counter_ns() - opened
@@ -406,22 +412,34 @@ class Answerer:
 
     # --- storms ------------------------------------------------------------------------------
 
+    def lose(self, paddr: int, size: int, how: str) -> bool:
+        """Note that pages are going; tell whether protected ones are among them.
+
+        The hypervisor goes on as soon as the message is read.  What stands there afterwards is
+        protected and looked at again a moment later.
+        """
+        now, until = self.journal.clock.now(), time.monotonic() + LOSING_S
+        pages = [at for at in range(paddr, paddr + size, PAGE) if self.pages.get(at)]
+        for at in pages:
+            self._cooling[at] = (until, now, f"the hypervisor {how} it")
+        return bool(pages)
+
     def cool(self) -> None:
         """Protect the pages again that were left open because of a storm, when it is time."""
         now = time.monotonic()
-        for paddr in [p for p, (until, _) in self._cooling.items() if until <= now]:
+        for paddr in [p for p, (until, _, _) in self._cooling.items() if until <= now]:
             self.close_storm(paddr)
 
     def close_storm(self, paddr: int) -> None:
         """Protect one page again, say for how long it was open, and look at it."""
-        _, since = self._cooling.pop(paddr)
+        _, since, why = self._cooling.pop(paddr)
         self.traps.protect(paddr, PAGE)
         page = self.pages.get(paddr)
         assert page is not None
         page.counted_since, page.writes = time.monotonic(), 0
         name = page.spans[0].region.name
         self.journal.blind.append(
-            BlindWindow(since, self.journal.clock.now(), name, f"storm of writes at {paddr:#x}")
+            BlindWindow(since, self.journal.clock.now(), name, f"{why}, at {paddr:#x}")
         )
         self.examine(page, None, "", 0)
 

@@ -321,7 +321,12 @@ class Guard:
 
     def _answer_all(self, poll: select.poll) -> None:
         """Answer the writes that wait, until one of them is refused: what waits then, waits."""
-        for write in self._traps.wait(0):
+        writes = self._traps.wait(0)
+        for lost in self._traps.lost:
+            if self._answerer.lose(lost.paddr, lost.size, lost.how):
+                self._faults.append(f"protected memory at {lost.paddr:#x} was {lost.how}")
+        self._traps.lost.clear()
+        for write in writes:
             self._answerer.answer(write)
             if self._frozen:
                 poll.unregister(self._traps.fileno())

@@ -39,11 +39,15 @@ FEATURE_EXACT_ADDRESS = 1 << 11
 FEATURE_WP_HUGETLBFS_SHMEM = 1 << 12
 FEATURE_WP_UNPOPULATED = 1 << 13
 
+EVENTS = FEATURE_EVENT_REMAP | FEATURE_EVENT_REMOVE | FEATURE_EVENT_UNMAP
+"""Linux 4.11: the process tells before it discards, moves or unmaps pages, and waits for us."""
+
 REQUIRED = (
     FEATURE_PAGEFAULT_FLAG_WP
     | FEATURE_WP_HUGETLBFS_SHMEM
     | FEATURE_THREAD_ID
     | FEATURE_EXACT_ADDRESS
+    | EVENTS
 )
 """Linux 5.19 has them all; without them a write to shared RAM goes unseen."""
 WANTED = FEATURE_WP_UNPOPULATED
@@ -51,6 +55,8 @@ WANTED = FEATURE_WP_UNPOPULATED
 
 _MESSAGE = struct.Struct("<BBHIQQQ")
 _EVENT_PAGEFAULT = 0x12
+_EVENT_REMAP, _EVENT_REMOVE, _EVENT_UNMAP = 0x14, 0x15, 0x16
+_EVENT_NAMES = {_EVENT_REMAP: "moved", _EVENT_REMOVE: "discarded", _EVENT_UNMAP: "unmapped"}
 _PAGEFAULT_FLAG_WP = 1 << 1
 _MAX_MESSAGES = 64
 
@@ -61,6 +67,15 @@ class WriteFault:
 
     address: int
     thread: int
+
+
+@dataclass(frozen=True, slots=True)
+class LostPages:
+    """Host addresses [start, stop) whose pages the process is about to lose, and how."""
+
+    start: int
+    stop: int
+    how: str
 
 
 class Userfaultfd:
@@ -124,16 +139,16 @@ class Userfaultfd:
             if self._ioctl(_UFFDIO_WRITEPROTECT, argument, AGAIN) is not None:
                 return
 
-    def read(self) -> list[WriteFault]:
-        """Return the writes that wait now; an empty list if there are none.
+    def read(self) -> list[WriteFault | LostPages]:
+        """Return the writes that wait now and the pages that are going; empty if nothing is.
 
-        Raises FormatError for a message that is not a write-protect fault.
+        Raises FormatError for a message that is neither.
         """
         try:
             data = os.read(self.descriptor, _MESSAGE.size * _MAX_MESSAGES)
         except BlockingIOError:
             return []
-        return [_fault(data, offset) for offset in range(0, len(data), _MESSAGE.size)]
+        return [_message(data, offset) for offset in range(0, len(data), _MESSAGE.size)]
 
     def close(self) -> None:
         """Close our copy.  Protection ends when the hypervisor's own descriptor closes too."""
@@ -145,8 +160,12 @@ EINVAL_OK = frozenset({errno.EINVAL})
 AGAIN = frozenset({errno.EAGAIN})
 
 
-def _fault(data: bytes, offset: int) -> WriteFault:
+def _message(data: bytes, offset: int) -> WriteFault | LostPages:
     event, _, _, _, flags, address, thread = _MESSAGE.unpack_from(data, offset)
+    if event in (_EVENT_REMOVE, _EVENT_UNMAP):  # (start, stop)
+        return LostPages(flags, address, _EVENT_NAMES[event])
+    if event == _EVENT_REMAP:  # (from, to, length)
+        return LostPages(flags, flags + thread, _EVENT_NAMES[event])
     if event != _EVENT_PAGEFAULT or not flags & _PAGEFAULT_FLAG_WP:
         raise FormatError(
             "uffd_msg",

@@ -51,6 +51,15 @@ class TrappedWrite:
         return self.paddr & -PAGE
 
 
+@dataclass(frozen=True, slots=True)
+class LostMemory:
+    """Guest-physical pages that the hypervisor is about to discard or unmap: cover ends there."""
+
+    paddr: int
+    size: int
+    how: str
+
+
 class WriteTraps:
     """Protects pages of guest RAM and hands out the writes that hit them.
 
@@ -64,6 +73,8 @@ class WriteTraps:
         self._uffd = Userfaultfd(userfaultfd_of(pid))
         self._poll = select.poll()
         self._poll.register(self._uffd.descriptor, select.POLLIN)
+        self.lost: list[LostMemory] = []
+        """Memory that was lost since someone looked; whoever looks empties it."""
         for entry in self._ranges:
             self._uffd.register(entry.host, entry.size)
 
@@ -85,10 +96,25 @@ class WriteTraps:
         events = self._poll.poll(timeout * 1000)
         if any(event & (select.POLLERR | select.POLLHUP) for _, event in events):
             raise GuestGone("the hypervisor process ended")
-        return [
-            TrappedWrite(self._paddr_of(fault.address), fault.thread)
-            for fault in (self._uffd.read() if events else ())
-        ]
+        writes = []
+        for message in self._uffd.read() if events else ():
+            if isinstance(message, uffd.LostPages):
+                self.lost += self._lost(message)
+            else:
+                writes.append(TrappedWrite(self._paddr_of(message.address), message.thread))
+        return writes
+
+    def _lost(self, message: uffd.LostPages) -> list[LostMemory]:
+        """Return the parts of our ranges that lie in the lost pages."""
+        found = []
+        for entry in self._ranges:
+            start = max(entry.host, message.start)
+            stop = min(entry.host + entry.size, message.stop)
+            if start < stop:
+                found.append(
+                    LostMemory(entry.paddr + start - entry.host, stop - start, message.how)
+                )
+        return found
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when a write waits."""
