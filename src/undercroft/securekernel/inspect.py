@@ -20,6 +20,7 @@ from undercroft.securekernel.linux import (
     cpu_state,
     creds,
     hooks,
+    inodes,
     modules,
     ops,
     pointers,
@@ -153,6 +154,7 @@ def _targets(kernel: LiveKernel, _: Guest, observer: Observer, state: State) -> 
         pointers.collect(kernel, state.pointers, observer),
         *hooks.collect(kernel, observer),
         *ops.collect(kernel, observer),
+        inodes.collect(kernel, observer),
         *bpf.collect(kernel, observer),
     )
 
