@@ -90,6 +90,16 @@ def test_what_is_plugged_in_later_is_found(
     assert facts["descriptor.network"].outcome is Outcome.FAIL
     assert facts["descriptor.machine"].outcome is Outcome.PASS
 
+    with QmpClient(guest.info.run_qmp) as qmp:
+        qmp.execute("chardev-remove", {"id": "spy"})
+        qmp.execute("object-del", {"id": "more"})
+        qmp.execute("blockdev-del", {"node-name": "disk"})
+        qmp.execute("netdev_del", {"id": "wire"})
+    pulled = attest(guest, guest_home)
+    assert all(f.outcome is Outcome.PASS for f in found(pulled, "descriptor.").values())
+    assert pulled.verdict is Tier.CONTRAINDICATED, "PCR 19 remembers"
+    assert found(pulled, "launch.records")["launch.records"].outcome is Outcome.FAIL
+
 
 def test_the_host_vouches_for_the_guest(
     running_guest: Guest, guest_home: Path, tmp_path: Path

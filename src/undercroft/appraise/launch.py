@@ -21,7 +21,13 @@ from undercroft.base import (
 )
 from undercroft.formats.ear import TrustClaim
 from undercroft.formats.evidence import SecureKernelRecord
-from undercroft.formats.launch import PCR_IDENTITY, PCR_MANIFEST, VM_DESCRIPTOR, LaunchEvent
+from undercroft.formats.launch import (
+    FINDING,
+    PCR_IDENTITY,
+    PCR_MANIFEST,
+    VM_DESCRIPTOR,
+    LaunchEvent,
+)
 from undercroft.formats.tpm import TpmRh
 from undercroft.policy import Action, Policy
 from undercroft.reference.match import Difference, match_event, missing_roles
@@ -33,6 +39,7 @@ CLAIM = TrustClaim.CONFIGURATION
 SOURCE = "TPM 2.0 Part 1, 34.2; PC Client Platform TPM Profile 1.05, 4.6.2"
 MACHINE_FACTS = ("descriptor.machine", "descriptor.devices", "descriptor.network")
 """What the record says of a machine whose descriptor is known (judged as every fact is)."""
+SHOWN_RECORDS = 16
 FROM_THE_START = ("power-on", "reset")
 """Reasons of launches that came before the machine's first instruction."""
 
@@ -154,6 +161,14 @@ def _unmatched(
 
 
 def _records(launch: VerifiedLaunch) -> Judgement:
+    """Judge PCR 19: something that was once wrong stays wrong until the machine starts again."""
+    found = [record.data for record in launch.records if record.name == FINDING]
+    if found:
+        shown: list[JsonValue] = [data.decode(errors="replace") for data in found[:SHOWN_RECORDS]]
+        ids = dict.fromkeys(str(text).partition("\n")[0] for text in shown)
+        what = f"since it was launched, the secure kernel found {', '.join(ids)} to be wrong"
+        whole: dict[str, JsonValue] = {"count": len(found), "findings": shown}
+        return failed(Finding("launch.records", Outcome.FAIL, what, whole, SOURCE), CLAIM)
     what = f"PCR 19 has {len(launch.records)} records of the secure kernel"
     names: list[JsonValue] = [record.name for record in launch.records[-16:]]
     details: dict[str, JsonValue] = {"count": len(launch.records), "last": names}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from undercroft.base import FormatError
+from undercroft.base import Finding, FormatError
 from undercroft.formats.reader import BoundedReader
 
 PCR_MANIFEST, PCR_IDENTITY, PCR_RECORD = 17, 18, 19
@@ -31,12 +31,16 @@ GUEST_KERNEL = "guest-kernel"
 VM_DESCRIPTOR = "vm-descriptor"
 """Names of identities in PCR 18."""
 
+FINDING = "finding"
+"""Name of a record in PCR 19 of something that was found to be wrong."""
+
 REASONS = ("power-on", "reset", "restore", "attach")
 """Why a launch was made.  ``attach``: the guest ran before; ``restore``: from a saved state."""
 
 _NAME = "launch event"
 _MAX_NAME = 256
 _MAX_DATA = 1 << 20
+_MAX_FINDING = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,11 @@ def parse_launch_event(field: bytes) -> LaunchEvent:
         return LaunchEvent(tag, name.decode(), data)
     except UnicodeDecodeError as error:
         raise FormatError(_NAME, 8 + error.start, "the name is not UTF-8") from error
+
+
+def finding_record(finding: Finding) -> bytes:
+    """Return what PCR 19 gets for a finding: its id, a line feed and its summary."""
+    return f"{finding.id}\n{finding.summary}".encode()[:_MAX_FINDING]
 
 
 def launch_text(reason: str, number: int) -> bytes:

@@ -13,7 +13,7 @@ from undercroft.appraise.pipeline import appraise, verify_evidence
 from undercroft.base import Finding, HashAlgorithm, Outcome, VerificationError
 from undercroft.formats.ear import Tier
 from undercroft.formats.evidence import Challenge, Evidence
-from undercroft.formats.launch import LAUNCH_PCRS, LaunchEvent
+from undercroft.formats.launch import FINDING, LAUNCH_PCRS, LaunchEvent, finding_record
 from undercroft.formats.tpm import TpmRh
 from undercroft.reference.launch import launch_references
 from undercroft.reference.model import Grade, Provenance, ReferenceSet, merge
@@ -128,9 +128,29 @@ def test_a_key_that_was_made_after_the_firmware_closed_the_platform_is_not_enoug
     assert found(appraisal)["launch.key"].outcome is Outcome.UNKNOWN
 
 
+def test_without_a_known_descriptor_nobody_has_to_compare() -> None:
+    known = launch_references([(b"manifest\n", HERE)], {"guest-kernel": (b"6.1", HERE)})
+    events = launch_events(b"manifest\n", [("guest-kernel", b"6.1")])
+    assert appraised(events, known, facts=FACTS).verdict is Tier.AFFIRMING
+
+
 def test_a_machine_that_nobody_compared_is_not_enough() -> None:
     assert appraised(GOOD, facts=FACTS).verdict is Tier.NONE
     assert appraised(GOOD, facts=COMPARED[:-1]).verdict is Tier.NONE
+
+
+def test_what_was_found_once_stays_found() -> None:
+    wrong = Finding("kernel.text", Outcome.FAIL, "a function was patched")
+    identities = [("vm-descriptor", b"a machine")]
+    records = [("epoch", b"1"), (FINDING, finding_record(wrong))]
+    appraisal = appraised(launch_events(b"manifest\n", identities, records))
+    assert appraisal.verdict is Tier.CONTRAINDICATED
+    kept = found(appraisal)["launch.records"]
+    assert "kernel.text" in kept.summary
+    assert kept.details["findings"] == ["kernel.text\na function was patched"]
+    assert (
+        appraised(launch_events(b"manifest\n", identities, records[:1])).verdict is Tier.AFFIRMING
+    )
 
 
 def test_a_device_that_appeared_contraindicates() -> None:

@@ -11,7 +11,8 @@ from undercroft.formats.evidence import SecureKernelRecord, parse_record
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.vtpm.client import Quote, VtpmClient
 from undercroft.service.collect import TRIES, collect
-from undercroft.testing.guest import SimulatedGuest
+from undercroft.testing.guest import BANKS, SimulatedGuest
+from undercroft.testing.launch import encode_launch_log, launch_events
 
 GUEST = SimulatedGuest()
 
@@ -42,10 +43,14 @@ class Client:
         self.signed: list[bytes] = []
         self.relaunched = relaunched
         self.logs = 0
+        self.recorded: list[tuple[str, bytes]] = []
 
     def current_launch_log(self) -> bytes:
         self.logs += 1
         return b"launch" * min(self.logs, self.relaunched + 1)
+
+    def record(self, name: str, data: bytes) -> None:
+        self.recorded.append((name, data))
 
     def launch_log(self, quote: Quote) -> bytes:
         return b"launch" * (self.relaunched + 1)
@@ -94,3 +99,28 @@ def test_facts_about_the_machine_are_in_the_record() -> None:
         cast(SecureKernel, kernel), cast(VtpmClient, client), GUEST.challenge(), lambda: [fact]
     )
     assert parse_record(evidence.record or b"").facts[-1] == fact
+
+
+class LoggedClient(Client):
+    """A vTPM with a launch log that grows with what is recorded."""
+
+    def current_launch_log(self) -> bytes:
+        return encode_launch_log(launch_events(b"manifest", records=self.recorded), BANKS)
+
+    def launch_log(self, quote: Quote) -> bytes:
+        return self.current_launch_log()
+
+
+def test_what_is_wrong_goes_to_pcr_19_once() -> None:
+    kernel, client = Kernel(0), LoggedClient()
+    good = Finding("descriptor.machine", Outcome.PASS, "as described")
+    bad = Finding("descriptor.devices", Outcome.FAIL, "chardev/spy appeared")
+    for _ in range(2):
+        evidence = collect(
+            cast(SecureKernel, kernel),
+            cast(VtpmClient, client),
+            GUEST.challenge(),
+            lambda: [good, bad],
+        )
+        assert evidence.launch_log == client.current_launch_log()
+    assert client.recorded == [("finding", b"descriptor.devices\nchardev/spy appeared")]

@@ -125,7 +125,9 @@ def test_a_layer_is_read_as_it_was_written(scene: Scene) -> None:
     layer = scene.layer()
     data = encode_host_layer(layer)
     assert parse_host_layer(data) == layer
-    for bad in (b"", data[:-1], data + b"\0", data.replace(b"stand-in", b"sit-down")):
+    other = data.replace(b"gversion\1", b"gversion\2")
+    assert other != data
+    for bad in (b"", data[:-1], data + b"\0", data.replace(b"stand-in", b"sit-down"), other):
         with pytest.raises(FormatError):
             parse_host_layer(bad)
 
@@ -189,6 +191,10 @@ def test_another_machine_is_refused(scene: Scene) -> None:
 
 def test_a_guest_with_another_tpm_than_its_machine_is_refused(scene: Scene) -> None:
     assert scene.refused(scene.layer(), ek_certificate=b"another") == "host.vtpm"
+
+
+def test_without_a_certificate_the_tpm_is_not_compared(scene: Scene) -> None:
+    assert scene.verify(scene.layer(), ek_certificate=b"") is not None
 
 
 @pytest.mark.parametrize("last", [1, 2, 1 << 40])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from undercroft.base import HashAlgorithm, PcrBank, UndercroftError, VerificationError
@@ -15,9 +16,15 @@ from undercroft.formats.launch import (
     LaunchEvent,
 )
 from undercroft.formats.tpm import PcrSelectionList
-from undercroft.testing.attester import SimulatedAttester
-from undercroft.testing.launch import encode_launch_log, launch_events, perform_launch
-from undercroft.verify.launch import verify_launch
+from undercroft.securekernel.vtpm import keys
+from undercroft.testing.attester import AK_ATTRIBUTES, SimulatedAttester
+from undercroft.testing.launch import (
+    encode_launch_log,
+    launch_events,
+    perform_launch,
+    use_launch_key,
+)
+from undercroft.verify.launch import AK_POLICY, verify_launch, verify_launch_key
 
 BANKS = (HashAlgorithm.SHA1, HashAlgorithm.SHA256)
 GOOD = launch_events(
@@ -140,3 +147,31 @@ def test_every_cut_and_flip_of_the_log_is_refused() -> None:
         for changed in (log[:at], log[:at] + bytes([log[at] ^ 1]) + log[at + 1 :]):
             with pytest.raises(UndercroftError):
                 verify_launch(changed, pcrs)
+
+
+def test_the_policy_is_that_of_the_secure_kernels_keys() -> None:
+    assert keys.AK_POLICY == AK_POLICY
+
+
+def test_a_key_for_the_secure_kernels_locality_only() -> None:
+    attester = SimulatedAttester()
+    use_launch_key(attester)
+    assert verify_launch_key(attester.public) is attester.public
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"auth_policy": b""},
+        {"auth_policy": keys.policy_locality_digest(0)},
+        {"auth_policy": bytes(32)},
+        {"attributes": AK_ATTRIBUTES},  # USER_WITH_AUTH: the empty password would do
+        {"name_alg": HashAlgorithm.SHA384},
+    ],
+)
+def test_a_key_that_others_can_use_is_refused(change: dict[str, object]) -> None:
+    attester = SimulatedAttester()
+    use_launch_key(attester)
+    with pytest.raises(VerificationError) as caught:
+        verify_launch_key(msgspec.structs.replace(attester.public, **change))
+    assert caught.value.check == "launch.key"
