@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -274,38 +276,42 @@ def test_enforced_the_write_never_lands(
     os.kill(pid, 9)
 
 
-GUARD_ALONE = """
-    import sys, time
-    from pathlib import Path
+GUARDS = """
+    import os, sys, time
     from undercroft import wiring
     from undercroft.securekernel.inspect import SecureKernel
     from undercroft.securekernel.traps.attach import guard_kernel
     target = wiring.open_target("qemu:" + sys.argv[1])
     kernel = SecureKernel(target.guest, target.image)
-    guard = guard_kernel(kernel.proof, target.guest.pid, target.guest.host_ranges())
-    print("armed", flush=True)
-    time.sleep(600)
+    ranges = target.guest.host_ranges()
+    for _ in range(int(sys.argv[2])):
+        child = os.fork()
+        if not child:
+            guard = guard_kernel(kernel.proof, target.guest.pid, ranges)
+            print(os.getpid(), flush=True)
+            time.sleep(600)
+        os.waitpid(child, 0)
 """
+KILLS = 50
 
 
-def test_the_guest_outlives_a_guard_that_is_killed(watched: Watched) -> None:
-    for moment in (0.0, 0.01, 0.05):
-        alone = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(GUARD_ALONE), watched.guest.info.name],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert alone.stdout
-            assert alone.stdout.readline() == "armed\n"
-            watched.guest.console(
-                f"(for i in 1 0 1 0 1 0; do echo $i > {SCHEDSTATS}; done) >/dev/null 2>&1 &"
-            )
-            time.sleep(moment)
-        finally:
-            alone.kill()
-            alone.communicate()
-        assert watched.guest.console(f"echo 0 > {SCHEDSTATS}; echo alive") == "alive"
+def test_the_guest_outlives_guards_that_are_killed_at_random_moments(watched: Watched) -> None:
+    draw = random.Random(1)
+    toggling = f"while :; do echo 1 > {SCHEDSTATS}; echo 0 > {SCHEDSTATS}; done"
+    pid = watched.guest.console(f"({toggling}) >/dev/null 2>&1 & echo $!")
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(GUARDS), watched.guest.info.name, str(KILLS)],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as guards:
+        assert guards.stdout
+        for _ in range(KILLS):
+            child = int(guards.stdout.readline())
+            time.sleep(draw.uniform(0, 0.05))
+            os.kill(child, signal.SIGKILL)
+        assert guards.wait() == 0
+    assert watched.guest.console(f"kill {pid}; echo alive", timeout_s=60) == "alive"
+    assert {fact.outcome for fact in watched.kernel.proof.sweep()} == {Outcome.PASS}
 
 
 def test_letting_go_leaves_the_hypervisor_as_it_was(watched: Watched) -> None:
