@@ -295,8 +295,8 @@ CASES = (
         "operations of a directory that nobody has open",
         "Adore-ng",
         module("ops_hook", lambda _: {"path": "/srv"}),
-        (),
-        note="only what a process has open, and the roots of file systems, are looked at",
+        ("kernel.ops.inodes",),
+        "ops_hook",
     ),
     Case(
         "netfilter hook",
