@@ -18,7 +18,7 @@ import pytest
 
 from undercroft import wiring
 from undercroft.base import EnvironmentFault, Outcome
-from undercroft.formats.evidence.interval import Change
+from undercroft.formats.evidence.interval import Change, parse_epoch
 from undercroft.formats.kernel import load_kernel
 from undercroft.guests.attacks import PATCHED_FUNCTION, inline_patch, transient
 from undercroft.guests.console import CommandError, run_command
@@ -27,9 +27,11 @@ from undercroft.guests.micro import READY_MARKER
 from undercroft.guests.run import Guest, RunOptions
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.inspect import SecureKernel
+from undercroft.securekernel.trapped import TrappedKernel
 from undercroft.securekernel.traps.attach import guard_kernel
 from undercroft.securekernel.traps.freeze import is_frozen
-from undercroft.securekernel.traps.guard import Guard, Mode
+from undercroft.securekernel.traps.guard import CHANNEL, Guard, Mode
+from undercroft.verify.interval import IntervalDemand, verify_interval
 
 pytestmark = pytest.mark.guest
 
@@ -280,7 +282,8 @@ GUARDS = """
     import os, sys, time
     from undercroft import wiring
     from undercroft.securekernel.inspect import SecureKernel
-    from undercroft.securekernel.traps.attach import guard_kernel
+    from undercroft.securekernel.trapped import TrappedKernel
+from undercroft.securekernel.traps.attach import guard_kernel
     target = wiring.open_target("qemu:" + sys.argv[1])
     kernel = SecureKernel(target.guest, target.image)
     ranges = target.guest.host_ranges()
@@ -389,3 +392,33 @@ def test_private_memory_of_a_sandboxed_hypervisor(
     assert any(
         change.symbol == f"{PATCHED_FUNCTION}+0x0" for change in changes if not change.lawful
     )
+
+
+def test_the_record_binds_a_chain_that_proves_the_interval(watched: Watched) -> None:
+    second = QemuGuest(watched.guest.info.qmp)
+    with TrappedKernel(watched.qemu, watched.kernel.image, Mode.OBSERVE, second=second) as trapped:
+        for value in (1, 0):
+            watched.guest.console(f"echo {value} > {SCHEDSTATS}")
+            time.sleep(2)
+            trapped.traps()
+        record = trapped.record()
+        chain, since = trapped.guard.chain(), trapped.guard.status().since
+    (fact,) = (fact for fact in record.facts if fact.id == "kernel.traps")
+    assert "write-trap" in record.channels
+    assert record.t0 <= since
+    epochs = [parse_epoch(each) for each in chain]
+    demand = IntervalDemand(
+        tuple(covered.name for covered in epochs[0].ranges),
+        (CHANNEL,),
+        uncovered=frozenset({"hidden-process"}),  # what this machine does not let us look into
+        sampling=(1_000_000_000, 10_000_000_000),
+    )
+    verified = verify_interval(
+        chain,
+        epochs[1].t0,
+        epochs[-1].t1,
+        head=bytes.fromhex(str(fact.details["head"])),
+        demand=demand,
+    )
+    assert verified.changes
+    assert sum(len(epoch.sampling.times) for epoch in verified.epochs) >= 1
