@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from undercroft.base import Finding, JsonValue, MemoryFault
+from undercroft.base import Finding, FormatError, JsonValue, MemoryFault
 from undercroft.securekernel.arch.x86_64 import cpu
 from undercroft.securekernel.arch.x86_64.paging import (
     CR3_ADDRESS,
@@ -339,16 +339,28 @@ class GracePeriods:
     """
 
     def __init__(self, kernel: LiveKernel) -> None:
-        self._at = kernel.symbol("rcu_state") + kernel.offset("rcu_state", "gp_seq")
-        self._first = kernel.u64(self._at)
+        self._first = _grace_period(kernel)
         self._idle = 0
 
     def pending(self, kernel: LiveKernel) -> bool:
-        """Return whether something could still be waiting; call it once for each look."""
-        sequence = kernel.u64(self._at)
+        """Return whether something could still be waiting; call it once for each look.
+
+        Nothing is waited for where the kernel's count cannot be read.
+        """
+        sequence = _grace_period(kernel)
+        if self._first is None or sequence is None:
+            return False
         completed = (sequence >> _GP_SHIFT) - (self._first >> _GP_SHIFT)
         self._idle = self._idle + 1 if not sequence & _GP_RUNNING else 0
         return completed < 3 and self._idle < 2
+
+
+def _grace_period(kernel: LiveKernel) -> int | None:
+    """Return rcu_state.gp_seq, or None if it cannot be read."""
+    try:
+        return kernel.member_u64(kernel.symbol("rcu_state"), "rcu_state", "gp_seq")
+    except (MemoryFault, FormatError):
+        return None
 
 
 def collect(

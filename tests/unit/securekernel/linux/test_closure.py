@@ -370,6 +370,12 @@ def test_grace_periods_that_pass_end_the_wait(fake: Guest) -> None:
     assert not grace.pending(fake.kernel())
 
 
+def test_a_grace_period_that_cannot_be_read_is_not_waited_for(fake: Guest) -> None:
+    fake.guest.map(MODULE + 0x100000, executable=True, writable=False)
+    del fake.image.symbols.names["rcu_state"]
+    assert fake.findings()["owned"].outcome is Outcome.FAIL
+
+
 # Owners
 
 
