@@ -326,7 +326,10 @@ def _offset(at: int) -> int:
 
 
 def btf(structs: Mapping[str, tuple[int, Mapping[str, int]]]) -> bytes:
-    """Return a BTF section with an 8-byte integer and structs of such integers."""
+    """Return a BTF section with an 8-byte integer and structs of such integers.
+
+    A member "a.b" is member b of an embedded struct a; offsets count from the outer struct.
+    """
     strings, types = b"\0", b""
 
     def name(text: str) -> int:
@@ -334,11 +337,28 @@ def btf(structs: Mapping[str, tuple[int, Mapping[str, int]]]) -> bytes:
         strings += text.encode() + b"\0"
         return len(strings) - len(text) - 1
 
+    count = 1
     types += struct.pack("<IIII", name("unsigned long"), 1 << 24, 8, 64)
+
+    def aggregate(text: str, size: int, rows: list[tuple[str, int, int]]) -> int:
+        """Add a struct of (member, type id, offset); return its type id."""
+        nonlocal types, count
+        types += struct.pack("<III", name(text) if text else 0, 4 << 24 | len(rows), size)
+        for member, type_id, offset in rows:
+            types += struct.pack("<III", name(member), type_id, 8 * offset)
+        count += 1
+        return count
+
     for struct_name, (size, members) in structs.items():
-        types += struct.pack("<III", name(struct_name), 4 << 24 | len(members), size)
-        for member, offset in members.items():
-            types += struct.pack("<III", name(member), 1, 8 * offset)
+        rows = [(member, 1, offset) for member, offset in members.items() if "." not in member]
+        inner: dict[str, list[tuple[str, int, int]]] = {}
+        for path, offset in members.items():
+            outer, dot, member = path.partition(".")
+            if dot:
+                inner.setdefault(outer, []).append((member, 1, offset))
+        # an embedded struct begins where its parent begins: offsets stay as they were given
+        rows += [(outer, aggregate("", size, parts), 0) for outer, parts in inner.items()]
+        aggregate(struct_name, size, rows)
     header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
     return header + types + strings
 
