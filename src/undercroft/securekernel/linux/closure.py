@@ -13,24 +13,24 @@ kernel.closure.roots   every page table in use is one that the kernel made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from undercroft.base import Finding, FormatError, JsonValue, MemoryFault
 from undercroft.securekernel.arch.x86_64 import cpu
-from undercroft.securekernel.arch.x86_64.paging import (
-    CR3_ADDRESS,
-    PAGE_SIZE,
+from undercroft.securekernel.arch.x86_64.paging import CR3_ADDRESS, PAGE_SIZE, AddressSpace
+from undercroft.securekernel.arch.x86_64.walk import (
     Pages,
     Run,
+    Slots,
     U,
     W,
     X,
     overlapping,
     runs,
-    walk,
+    walk_all,
 )
 from undercroft.securekernel.linux.facts import Anomaly, FactSpec, Look, Observer
 from undercroft.securekernel.linux.live import LiveKernel
@@ -93,14 +93,6 @@ class Root:
     efi: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Walked:
-    """The pages of one root that the kernel's own table does not have."""
-
-    root: Root
-    pages: Pages
-
-
 def known_roots(kernel: LiveKernel) -> list[Root]:
     """Return every root that the kernel made, init_mm's first; both halves of each PTI pair."""
     roots = [Root("init_mm", kernel.space.root)]
@@ -155,30 +147,15 @@ def _entries(kernel: LiveKernel, root: int) -> np.ndarray[tuple[int], np.dtype[n
     return table.astype(np.uint64) & ~_ACCESSED_DIRTY
 
 
-def walk_roots(kernel: LiveKernel, roots: Sequence[Root]) -> Iterator[Walked]:
+def walk_roots(kernel: LiveKernel, roots: Sequence[Root]) -> Pages:
     """Walk the first root whole, and of each other the entries that the first does not share."""
-    la57 = kernel.space.la57
     first = roots[0]
-    yield Walked(first, walk(kernel.memory, first.paddr, la57))
     shared = _entries(kernel, first.paddr)
+    slots: dict[int, Slots] = {first.paddr: np.ones(512, dtype=bool)}
     for root in roots[1:]:
         own = _entries(kernel, root.paddr)
-        differing = np.flatnonzero((own != shared) & ((own & np.uint64(1)) != 0))
-        for slots in _neighbours(differing.tolist()):
-            yield Walked(root, walk(kernel.memory, root.paddr, la57, slots=slots))
-
-
-def _neighbours(slots: Iterable[int]) -> Iterator[range]:
-    """Join consecutive numbers into ranges."""
-    start = end = -1
-    for slot in slots:
-        if slot != end:
-            if end > start:
-                yield range(start, end)
-            start = slot
-        end = slot + 1
-    if end > start:
-        yield range(start, end)
+        slots.setdefault(root.paddr, (own != shared) & ((own & np.uint64(1)) != 0))
+    return walk_all(kernel.memory, slots, kernel.space.la57)
 
 
 class Closure:
@@ -197,35 +174,41 @@ class Closure:
         self.roots: dict[Hashable, Anomaly] = {}
         self._executable = 0
         self._poking = False
+        self._names: dict[int, Root] = {}
         self._efi_aliases = 0
 
     def look(self) -> Mapping[str, Look]:
         """Walk everything once and return what each fact saw."""
-        kernel = self._kernel
-        roots = known_roots(kernel)
+        roots = known_roots(self._kernel)
         roots += self._vcpu_roots(roots)
-        walked = list(walk_roots(kernel, roots))
-        spans: list[tuple[int, int]] = self._rodata_frames()
-        for part in walked:
-            self._check_tables(part)
-            executable = part.pages.with_rights(X, forbidden=U)
-            self._check_executable(part.root, executable)
-            if not part.root.efi:
-                ends = executable.paddr + executable.size
-                spans += zip(executable.paddr.tolist(), ends.tolist(), strict=True)
-        for part in walked:
-            self._check_writable(part, spans)
-        details: dict[str, JsonValue] = {
-            "page_tables": len(roots),
-            "executable_bytes": self._executable,
-            "owners": [
-                f"{owner.kind} {owner.name} {owner.start:#x}+{owner.end - owner.start:#x}"
-                for owner in self._owners
-            ],
-        }
+        self._names = {root.paddr: root for root in reversed(roots)}
+        pages = walk_roots(self._kernel, roots)
+        for table in pages.unreadable:  # it maps what we cannot see
+            details: dict[str, JsonValue] = {"page_table": f"{table:#x}"}
+            self.owned["table", table] = Anomaly({**details, "rule": "tables are in RAM"})
+        executable = pages.with_rights(X, forbidden=U)
+        self._check_executable(executable)
+        efi = [root.paddr for root in roots if root.efi]
+        proven = executable.select(~np.isin(executable.root, np.array(efi, dtype=np.uint64)))
+        ends = proven.paddr + proven.size
+        spans = [*self._rodata_frames(), *zip(proven.paddr.tolist(), ends.tolist(), strict=True)]
+        self._check_writable(pages, spans)
+        return self._looks(len(roots), spans)
+
+    def _looks(self, tables: int, spans: Sequence[tuple[int, int]]) -> Mapping[str, Look]:
         return {
-            OWNED.id: Look(self.owned, details),
-            WX.id: Look(self.wx, {"page_tables": len(roots)}),
+            OWNED.id: Look(
+                self.owned,
+                {
+                    "page_tables": tables,
+                    "executable_bytes": self._executable,
+                    "owners": [
+                        f"{owner.kind} {owner.name} {owner.start:#x}+{owner.end - owner.start:#x}"
+                        for owner in self._owners
+                    ],
+                },
+            ),
+            WX.id: Look(self.wx, {"page_tables": tables}),
             ALIAS.id: Look(
                 self.alias,
                 {
@@ -234,7 +217,7 @@ class Closure:
                     "frames_in_efi_mm": self._efi_aliases,
                 },
             ),
-            ROOTS.id: Look(self.roots, {"page_tables": len(roots)}),
+            ROOTS.id: Look(self.roots, {"page_tables": tables}),
         }
 
     def _vcpu_roots(self, known: Sequence[Root]) -> list[Root]:
@@ -261,60 +244,56 @@ class Closure:
             start += size
         return spans
 
-    def _check_tables(self, part: Walked) -> None:
-        """A table outside RAM maps what we cannot see."""
-        for table in part.pages.unreadable:
-            self.owned["table", table] = Anomaly(
-                {"page_table": f"{table:#x}", "in": part.root.name, "rule": "tables are in RAM"}
-            )
-
-    def _check_executable(self, root: Root, executable: Pages) -> None:
-        owners = self._efi_owners if root.efi else self._owners
+    def _check_executable(self, executable: Pages) -> None:
         for run in runs(executable):
             self._executable += run.size
+            root = self._names[run.root]
+            owners = self._efi_owners if root.efi else self._owners
             for start, end in uncovered(run.vaddr, run.end, owners):
                 self.owned[start, end] = Anomaly(
                     {"address": f"{start:#x}", "size": end - start, "in": root.name}
                 )
-        writable = executable.with_rights(W)
-        if root.efi:
-            writable = writable.select(
-                np.array([self._is_high_ram(at) for at in writable.paddr.tolist()], dtype=bool)
-            )
-        for run in runs(writable):
+        for run in runs(executable.with_rights(W)):
+            root = self._names[run.root]
+            if root.efi and not self._is_high_ram(root, run):
+                continue
             self.wx[run.vaddr, run.size] = Anomaly(
                 {"address": f"{run.vaddr:#x}", "size": run.size, "in": root.name}
             )
 
-    def _is_high_ram(self, paddr: int) -> bool:
+    def _is_high_ram(self, root: Root, run: Run) -> bool:
         """Tell RAM above 1 MiB from what the kernel maps with all rights for the firmware.
 
         That is device registers, and page 0, which some firmware writes to
         (arch/x86/platform/efi/efi_64.c, efi_setup_page_tables; quirks.c).
         """
-        if paddr < _LOW_MEMORY:
-            return False
-        try:
-            self._kernel.memory.view(int(paddr), 1)
-        except MemoryFault:
-            return False
-        return True
+        space = AddressSpace(self._kernel.memory, root.paddr, self._kernel.space.la57)
+        for vaddr in range(run.vaddr, run.end, PAGE_SIZE):
+            try:
+                paddr = space.translate(vaddr)
+                self._kernel.memory.view(paddr, 1)
+            except MemoryFault:
+                continue
+            if paddr >= _LOW_MEMORY:
+                return True
+        return False
 
-    def _check_writable(self, part: Walked, spans: list[tuple[int, int]]) -> None:
-        writable = part.pages.with_rights(W)
+    def _check_writable(self, pages: Pages, spans: list[tuple[int, int]]) -> None:
+        writable = pages.with_rights(W)
         hit = writable.select(overlapping(writable, spans))
         for run in runs(hit):
-            if part.root.name.startswith(POKING_MM) and self._is_text_poke(run):
+            root = self._names[run.root]
+            if root.name.startswith(POKING_MM) and self._is_text_poke(run):
                 self._poking = True
                 continue
-            if part.root.efi:
+            if root.efi:
                 self._efi_aliases += run.size // PAGE_SIZE
                 continue
-            self.alias[part.root.paddr, run.vaddr, run.size] = Anomaly(
+            self.alias[root.paddr, run.vaddr, run.size] = Anomaly(
                 {
                     "address": f"{run.vaddr:#x}",
                     "size": run.size,
-                    "in": part.root.name,
+                    "in": root.name,
                     "user": bool(run.rights & U),
                 }
             )

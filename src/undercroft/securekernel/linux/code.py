@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from undercroft.securekernel.arch.x86_64.paging import Run, U, runs, walk
+from undercroft.securekernel.arch.x86_64.walk import Run, U, runs, walk
 from undercroft.securekernel.linux.live import LiveKernel
 from undercroft.securekernel.linux.modules import Module, modules_by_view, read_module
 from undercroft.securekernel.linux.owners import (

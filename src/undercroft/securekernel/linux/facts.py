@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from undercroft.base import Finding, FormatError, JsonValue, MemoryFault, Outcome
-from undercroft.securekernel.arch.x86_64.paging import WalkTooLargeError
+from undercroft.securekernel.arch.x86_64.walk import WalkTooLargeError
 from undercroft.securekernel.linux.live import LiveKernel, StructureError
 
 DELAYS_S = (0.0, 0.004, 0.02, 0.1, 0.4)

@@ -10,11 +10,12 @@ the kernel's own.
 from __future__ import annotations
 
 import struct
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from undercroft.base import Finding, JsonValue, MemoryFault
-from undercroft.securekernel.arch.x86_64.paging import PAGE_SIZE, AddressSpace, U, W, X, walk
+from undercroft.securekernel.arch.x86_64.paging import PAGE_SIZE, AddressSpace
+from undercroft.securekernel.arch.x86_64.walk import U, W, X, slots_of, walk_all
 from undercroft.securekernel.linux.containers import hlist_entries
 from undercroft.securekernel.linux.facts import Anomaly, FactSpec, Look, Observer
 from undercroft.securekernel.linux.live import LiveKernel
@@ -100,12 +101,14 @@ class UserCode:
         self._head_at = kernel.offset("page", "compound_head")
         self._vdso = _vdso_frames(kernel)
         self._seen = _Seen()
+        self._of_files: set[int] = set()
 
     def look(self) -> dict[str, Look]:
         """Look once."""
         found = processes(self._kernel)
+        if found:
+            self._check_pages(found)
         for process in found:
-            self._check_pages(process)
             self._check_environment(process)
         seen = self._seen
         details: dict[str, JsonValue] = {"processes": len(found), "executable_pages": seen.pages}
@@ -115,30 +118,34 @@ class UserCode:
             PRELOAD.id: Look(seen.preload, {"processes": len(found)}),
         }
 
-    def _check_pages(self, process: Process) -> None:
+    def _check_pages(self, found: Sequence[Process]) -> None:
+        """Look at every page that any process can execute; a page of a file is looked at once."""
         kernel = self._kernel
-        pages = walk(
+        by_root = {process.root: process for process in found}
+        pages = walk_all(
             kernel.memory,
-            process.root,
+            dict.fromkeys(by_root, slots_of(_USER_HALF)),
             kernel.space.la57,
-            slots=_USER_HALF,
             executable_only=True,
         ).with_rights(X | U)
-        for vaddr, paddr, size, rights in zip(
+        self._seen.pages = int(pages.size.sum()) // PAGE_SIZE
+        for root, vaddr, paddr, size, rights in zip(
+            pages.root.tolist(),
             pages.vaddr.tolist(),
             pages.paddr.tolist(),
             pages.size.tolist(),
             pages.rights.tolist(),
             strict=True,
         ):
-            self._seen.pages += size // PAGE_SIZE
-            self._check_page(process, vaddr, paddr, size, rights)
+            if paddr not in self._of_files:
+                self._check_page(by_root[root], vaddr, paddr, size, rights)
 
     def _check_page(self, process: Process, vaddr: int, paddr: int, size: int, rights: int) -> None:
         if any(start <= paddr and paddr + size <= end for start, end in self._vdso):
             return
         mapping = self._mapping(paddr)
         if mapping and not mapping & _PAGE_MAPPING_FLAGS:
+            self._of_files.add(paddr)
             self._check_file(process, mapping)
             return
         kind = "anonymous" if mapping & _PAGE_MAPPING_ANON else "of no file"

@@ -10,19 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from undercroft.base import MemoryFault
-from undercroft.securekernel.arch.x86_64.paging import (
-    AddressSpace,
-    Mapping,
+from undercroft.securekernel.arch.x86_64.paging import AddressSpace, Mapping, is_canonical
+from undercroft.securekernel.arch.x86_64.walk import (
     Pages,
     U,
     W,
     WalkTooLargeError,
     X,
-    is_canonical,
-    merge,
     overlapping,
     runs,
+    slots_of,
     walk,
+    walk_all,
 )
 from undercroft.testing.fakeguest import LARGE, PRESENT, USER, WRITABLE, FakeGuest
 
@@ -203,14 +202,41 @@ def test_one_self_reference_is_walked_like_any_table(guest: FakeGuest) -> None:
     assert space(guest).lookup(int(pages.vaddr[0])).paddr == guest.cr3
 
 
-def test_merged_walks_keep_every_page(guest: FakeGuest) -> None:
+def test_many_roots_in_one_walk(guest: FakeGuest) -> None:
+    other = guest.frame()
     guest.map(KERNEL)
-    guest.map(0x400000, user=True)
-    parts = [
-        walk(guest.memory, guest.cr3, guest.la57, slots=range(256, 512)),
-        walk(guest.memory, guest.cr3, guest.la57, slots=range(256)),
+    guest.map(0x400000, user=True, root=other)
+    guest.map(0x500000, user=True, root=other)
+    roots = {guest.cr3: slots_of(range(512)), other: slots_of(range(256))}
+    pages = walk_all(guest.memory, roots, guest.la57)
+    assert sorted(zip(pages.root.tolist(), pages.vaddr.tolist(), strict=True)) == sorted(
+        [(guest.cr3, KERNEL), (other, 0x400000), (other, 0x500000)]
+    )
+    assert {(run.root, run.vaddr) for run in runs(pages)} == {
+        (guest.cr3, KERNEL),
+        (other, 0x400000),
+        (other, 0x500000),
+    }
+
+
+def test_each_root_is_followed_through_its_own_entries(guest: FakeGuest) -> None:
+    other = guest.frame()
+    guest.memory.write(other, guest.memory.read(guest.cr3, 4096))
+    guest.map(KERNEL, root=other)
+    guest.map(0x400000, root=other)
+    roots = {guest.cr3: slots_of(range(512)), other: slots_of([0])}
+    pages = walk_all(guest.memory, roots, guest.la57)
+    assert [(root, vaddr) for root, vaddr in zip(pages.root, pages.vaddr, strict=True)] == [
+        (other, 0x400000)
     ]
-    assert merge(parts).vaddr.tolist() == [0x400000, KERNEL]
+
+
+def test_neighbours_of_two_roots_are_two_runs(guest: FakeGuest) -> None:
+    other = guest.frame()
+    guest.map(0x400000)
+    guest.map(0x401000, root=other)
+    roots = dict.fromkeys((guest.cr3, other), slots_of(range(512)))
+    assert len(runs(walk_all(guest.memory, roots, guest.la57))) == 2
 
 
 def test_selecting_by_rights(guest: FakeGuest) -> None:
@@ -253,7 +279,7 @@ def test_overlap_is_what_the_definition_says(
 ) -> None:
     paddr = np.array(frames, dtype=np.uint64) * np.uint64(4096)
     zeros = np.zeros(len(frames), dtype=np.uint8)
-    pages = Pages(paddr, paddr, zeros + np.uint8(12), zeros, paddr, (), 0)
+    pages = Pages(paddr, paddr, zeros + np.uint8(12), zeros, paddr, paddr, (), 0)
     wanted = [(4096 * start, 4096 * (start + count)) for start, count in spans]
     expected = [
         any(start < 4096 * frame + 4096 and 4096 * frame < end for start, end in wanted)
