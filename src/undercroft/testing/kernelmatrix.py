@@ -72,8 +72,9 @@ class Flavour:
 FLAVOURS = (
     Flavour("6.1 cloud", "linux-image-cloud-amd64", backports=False),
     Flavour("6.1 generic", "linux-image-amd64", backports=False),
-    Flavour("6.12 cloud", "linux-image-cloud-amd64", backports=True),
-    Flavour("6.12 generic", "linux-image-amd64", backports=True),
+    Flavour("6.12 cloud", "linux-image-6.12-cloud-amd64", backports=False),
+    Flavour("6.12 generic", "linux-image-6.12-amd64", backports=False),
+    Flavour("6.12 cloud, backports", "linux-image-cloud-amd64", backports=True),
 )
 
 
@@ -237,8 +238,9 @@ class MatrixGuest:
 
         Some refuse: kvm_amd on another processor.
         """
-        for name in self.kernel.load_order:
-            self.console(f"insmod /modules/{name}.ko || true", timeout_s=120)
+        names = " ".join(self.kernel.load_order)
+        command = f"for m in {names}; do insmod /modules/$m.ko 2>/dev/null; done; true"
+        self.console(command, timeout_s=300)
         return int(self.console("wc -l < /proc/modules"))
 
     def attach(self) -> KernelTextProof:

@@ -58,6 +58,8 @@ class TinyKernel:
         self.jump_labels: list[tuple[int, int, int, int]] = []
         self.static_calls: list[tuple[int, int, int]] = []
         self.mcount: list[int] = []
+        self.extra_sections: list[tuple[str, int, int]] = []
+        """(name, position, size) of sections over bytes that are there already."""
         self._replacements = _REPLACEMENTS
         for name, at in (
             ("_text", 0),
@@ -230,6 +232,7 @@ class TinyKernel:
             (".data", 1, 3, DATA, DATA_END - DATA),
             (".altinstr_replacement", 1, 6, _REPLACEMENTS, 0x1000),
             *sections,
+            *((name, 1, 2, at, size) for name, at, size in self.extra_sections),
             (".bss", 8, 3, INIT_END, BSS_SIZE),
         ]
 
