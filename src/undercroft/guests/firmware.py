@@ -24,7 +24,7 @@ from undercroft.formats.firmware import ovmf_volumes
 from undercroft.guests import qemu, tpm
 from undercroft.guests.processes import ProcessId, end, spawn, tail
 from undercroft.securekernel.vtpm.client import VtpmClient
-from undercroft.securekernel.vtpm.rc import TpmError
+from undercroft.securekernel.vtpm.rc import TpmError, VtpmUnavailable
 
 PEI_VOLUME_ADDRESS = 0x820000
 """Guest-physical address of OVMF's PEI volume (OvmfPkg/OvmfPkgX64.fdf, MEMFD layout)."""
@@ -131,10 +131,10 @@ def _learn(machine: qemu.MachineSpec, home: Path, packaged: bytes, dxe: bytes) -
 
 
 def _pcr0(client: VtpmClient) -> bytes:
-    """Return PCR 0, or nothing while the firmware has not started the TPM."""
+    """Return PCR 0, or nothing while the TPM is not powered or the firmware has not started it."""
     try:
         (bank,) = client.pcr_read({_BANK: (0,)})
-    except TpmError:
+    except (TpmError, VtpmUnavailable):
         return b""
     return bank.values[0]
 
