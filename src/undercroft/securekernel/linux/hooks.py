@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
-from undercroft.base import Finding, JsonValue
+from undercroft.base import Finding, FormatError, JsonValue
 from undercroft.securekernel.linux.code import CodeMap
 from undercroft.securekernel.linux.containers import hlist_entries, list_entries
-from undercroft.securekernel.linux.facts import Anomaly, FactSpec, Look, Observer
+from undercroft.securekernel.linux.facts import WALK_ERRORS, Anomaly, FactSpec, Look, Observer
 from undercroft.securekernel.linux.live import LiveKernel, StructureError
 from undercroft.securekernel.linux.owners import registered_ops
 
@@ -174,7 +174,7 @@ def _hook_entries(kernel: LiveKernel, entries: int, where: str) -> Iterator[Hook
 def packet_hooks(kernel: LiveKernel) -> Iterator[Hook]:
     """Yield who gets packets: taps, protocol handlers, and the handlers of devices."""
     member = kernel.offset("packet_type", "list")
-    heads = [("ptype_all", kernel.symbol("ptype_all"))]
+    heads = [("ptype_all", _taps(kernel))]
     base = kernel.symbol("ptype_base")
     heads += [(f"ptype_base[{number}]", base + 16 * number) for number in range(_PTYPE_HASH_SIZE)]
     for name, head in heads:
@@ -193,6 +193,14 @@ def packet_hooks(kernel: LiveKernel) -> Iterator[Hook]:
             if target:
                 name = kernel.text(device + kernel.offset("net_device", "name"), 16)
                 yield Hook(f"rx_handler of {name}", target)
+
+
+def _taps(kernel: LiveKernel) -> int:
+    """Return the list of who taps every packet; it is in net_hotdata since Linux 6.9."""
+    moved = kernel.find_symbol("net_hotdata")
+    if moved is not None and kernel.has("net_hotdata", "ptype_all"):
+        return moved + kernel.offset("net_hotdata", "ptype_all")
+    return kernel.symbol("ptype_all")
 
 
 def _protocols(kernel: LiveKernel, table: int, name: str, struct_name: str) -> Iterator[Hook]:
@@ -223,12 +231,13 @@ def notifier_hooks(kernel: LiveKernel) -> Iterator[Hook]:
 
 
 def lsm_hooks(kernel: LiveKernel) -> Iterator[Hook]:
-    """Yield every security hook, as long as they are in lists (up to 6.11).
-
-    Since 6.12 they are static calls, whose targets are compared with the kernel's text.
-    """
+    """Yield every security hook: in lists, or since Linux 6.12 in a table of static calls."""
     heads = kernel.find_symbol("security_hook_heads")
     if heads is None:
+        for slot in security_calls(kernel):
+            if slot.entry:
+                target = kernel.member_u64(slot.key, "static_call_key", "func")
+                yield Hook(f"security call {slot.number}", target)
         return
     member = kernel.offset("security_hook_list", "list")
     for number in range(kernel.size_of("security_hook_heads") // 8):
@@ -237,6 +246,42 @@ def lsm_hooks(kernel: LiveKernel) -> Iterator[Hook]:
             target = kernel.member_u64(entry, "security_hook_list", "hook")
             name = kernel.text(kernel.member_u64(entry, "security_hook_list", "lsm"), 32)
             yield Hook(f"security hook {number} of {name}", target)
+
+
+@dataclass(frozen=True, slots=True)
+class SecurityCall:
+    """One ``struct lsm_static_call``: its place in the table and the hook that took it (or 0)."""
+
+    number: int
+    address: int
+    key: int
+    entry: int
+    active: int
+
+
+def security_calls(kernel: LiveKernel) -> list[SecurityCall]:
+    """Return every slot of static_calls_table (security/security.c, since Linux 6.12)."""
+    table = kernel.symbol("static_calls_table")
+    size = kernel.size_of("lsm_static_calls_table")
+    step = kernel.size_of("lsm_static_call")
+    if not step or size > 1 << 20:
+        raise StructureError("the table of security calls has an absurd size", table, got=size)
+    at = {name: kernel.offset("lsm_static_call", name) for name in ("key", "hl", "active")}
+    data = kernel.read(table, size)
+
+    def pointer(place: int) -> int:
+        return int.from_bytes(data[place : place + 8], "little")
+
+    return [
+        SecurityCall(
+            number=place // step,
+            address=table + place,
+            key=pointer(place + at["key"]),
+            entry=pointer(place + at["hl"]),
+            active=pointer(place + at["active"]),
+        )
+        for place in range(0, size - step + 1, step)
+    ]
 
 
 KINDS: Mapping[str, tuple[FactSpec, Callable[[LiveKernel], Iterator[Hook]]]] = {
@@ -254,9 +299,15 @@ KINDS: Mapping[str, tuple[FactSpec, Callable[[LiveKernel], Iterator[Hook]]]] = {
 
 
 def look(kernel: LiveKernel) -> Mapping[str, Look]:
-    """Walk every kind once."""
+    """Walk every kind once.  A kind that cannot be walked leaves the others alone."""
     code = CodeMap(kernel)
-    return {name: _judge(code, walk(kernel)) for name, (_, walk) in KINDS.items()}
+    looks: dict[str, Look] = {}
+    for name, (_, walk) in KINDS.items():
+        try:
+            looks[name] = _judge(code, walk(kernel))
+        except (*WALK_ERRORS, FormatError) as error:
+            looks[name] = Look({"walk": Anomaly({"walk": str(error)}, certain=False)})
+    return looks
 
 
 def _judge(code: CodeMap, hooks: Iterator[Hook]) -> Look:

@@ -2,7 +2,8 @@
 
 An LSM's hooks are static arrays in the kernel's image; the relocation table in the signed file
 says where they are, by the heads that they point to.  Once an LSM has registered an array, every
-entry of it must be reachable from its head.
+entry of it must be reachable from its head; since Linux 6.12 it must have a static call that is
+switched on and leads to it.
 
 A switch is a variable that turns a defence on or off.  The kernel that was attested first is the
 baseline: a switch may be turned up, but not down.
@@ -19,13 +20,14 @@ from undercroft.base import Finding, JsonValue
 from undercroft.formats.kernel import KernelImage
 from undercroft.securekernel.linux.containers import hlist_entries
 from undercroft.securekernel.linux.facts import Anomaly, FactSpec, Look, Observer
+from undercroft.securekernel.linux.hooks import security_calls
 from undercroft.securekernel.linux.live import LiveKernel
 
 HOOKS = FactSpec(
     "kernel.security.hooks",
     "every security hook that was registered is in place",
     "security hooks were removed",
-    ("since Linux 6.12 hooks are static calls, which the kernel's text shows",),
+    ("a hook that returns early because its LSM's own state was changed is still in place",),
 )
 SWITCHES = FactSpec(
     "kernel.security.switches",
@@ -33,6 +35,13 @@ SWITCHES = FactSpec(
     "a defence of the guest was turned down",
     ("what was turned down before the first look is reported as it is, not as a change",),
 )
+
+
+_HEADS = (
+    ("security_hook_heads", "security_hook_heads", "head"),
+    ("static_calls_table", "lsm_static_calls_table", "scalls"),
+)
+"""Where hooks are registered: the variable, its type, and the member that points there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +110,7 @@ class SecurityState:
     def _look_at_hooks(self, kernel: LiveKernel) -> Look:
         heads = kernel.find_symbol("security_hook_heads")
         if heads is None:
-            return Look({}, {"hooks": 0})
+            return self._look_at_calls(kernel)
         member = kernel.offset("security_hook_list", "list")
         linked: set[int] = set()
         for number in range(kernel.size_of("security_hook_heads") // 8):
@@ -119,6 +128,32 @@ class SecurityState:
                 target = kernel.member_u64(entry, "security_hook_list", "hook")
                 anomalies[entry] = Anomaly(
                     {"lsm": lsm, "hook": kernel.name_of(target), "number": number}
+                )
+        return Look(anomalies, {"hooks": sum(registered.values()), "by_lsm": dict(registered)})
+
+    def _look_at_calls(self, kernel: LiveKernel) -> Look:
+        """The hooks as static calls: lsm_static_call_init() in security/security.c."""
+        taken = {slot.entry: slot for slot in security_calls(kernel) if slot.entry}
+        anomalies: dict[Hashable, Anomaly] = {}
+        registered: dict[str, int] = {}
+        for position, number in self._entries:
+            entry = self._base + position + kernel.slide
+            lsm_id = kernel.member_u64(entry, "security_hook_list", "lsmid")
+            if not lsm_id:
+                continue  # of an LSM that this boot does not use
+            lsm = kernel.text(kernel.member_u64(lsm_id, "lsm_id", "name"), 32)
+            registered[lsm] = registered.get(lsm, 0) + 1
+            hook = kernel.member_u64(entry, "security_hook_list", "hook")
+            slot = taken.get(entry)
+            rule = "it has no static call"
+            if slot is not None:
+                leads_to = kernel.member_u64(slot.key, "static_call_key", "func")
+                enabled = kernel.s32(slot.active) > 0
+                rule = "" if leads_to == hook else f"it leads to {kernel.name_of(leads_to)}"
+                rule = rule if enabled else "it is switched off"
+            if rule:
+                anomalies[entry] = Anomaly(
+                    {"lsm": lsm, "hook": kernel.name_of(hook), "number": number, "rule": rule}
                 )
         return Look(anomalies, {"hooks": sum(registered.values()), "by_lsm": dict(registered)})
 
@@ -141,17 +176,22 @@ class SecurityState:
 
 def _hook_entries(image: KernelImage) -> list[tuple[int, int]]:
     """Return (position, hook number) of every ``struct security_hook_list`` in the file."""
-    heads = image.symbols.get("security_hook_heads")
-    if heads is None or "security_hook_heads" not in image.btf:
+    place = next(
+        (place for place in _HEADS if image.symbols.get(place[0]) and place[1] in image.btf), None
+    )
+    if place is None:
         return []
-    size = image.btf.size_of("security_hook_heads")
-    head_at = image.btf.offset_of("security_hook_list", "head")
+    symbol, struct_name, member = place
+    heads = image.symbols.address(symbol)
+    size = image.btf.size_of(struct_name)
+    head_at = image.btf.offset_of("security_hook_list", member)
+    step = image.btf.size_of("lsm_static_call") if member == "scalls" else 8
     memory = np.frombuffer(image.memory, dtype=np.uint8)
     places = image.relocations.r64
     places = places[(places >= head_at) & (places + 8 <= len(memory))]
     values = memory[places[:, None] + np.arange(8)].copy().view("<u8").reshape(-1)
     inside = (values >= np.uint64(heads)) & (values < np.uint64(heads + size))
     return [
-        (int(place) - head_at, (int(value) - heads) // 8)
+        (int(place) - head_at, (int(value) - heads) // step)
         for place, value in zip(places[inside], values[inside], strict=True)
     ]

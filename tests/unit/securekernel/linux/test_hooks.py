@@ -13,8 +13,9 @@ from undercroft.securekernel.linux import hooks
 from undercroft.securekernel.linux.facts import Observer
 from undercroft.securekernel.linux.live import StructureError
 from undercroft.testing.fakecode import BAD_MODULE, GOOD_MODULE, FakeCode
+from undercroft.testing.fakekernel import Layouts
 
-LAYOUTS = {
+LAYOUTS: Layouts = {
     "kprobe": (
         128,
         {"hlist": 0, "list": 16, "addr": 40, "pre_handler": 64, "post_handler": 72},
@@ -51,8 +52,8 @@ LAYOUTS = {
 class Guest(FakeCode):
     """A kernel with one lawful hook of each kind."""
 
-    def __init__(self) -> None:
-        super().__init__(LAYOUTS)
+    def __init__(self, layouts: Layouts = LAYOUTS) -> None:
+        super().__init__(layouts)
         good = self.function(1)
         self.ops = self.make("ftrace_ops", func=good, next=self.symbol("ftrace_list_end"))
         self.guest.put_u64(self.symbol("ftrace_ops_list"), self.ops)
@@ -241,8 +242,44 @@ def test_absurd_lengths_are_refused(fake: Guest) -> None:
 
 
 def test_a_kernel_without_some_kinds(fake: Guest) -> None:
-    for name in ("kprobe_table", "security_hook_heads", "inet_protos", "keyboard_notifier_list"):
+    for name in ("kprobe_table", "inet_protos", "keyboard_notifier_list"):
         del fake.image.symbols.names[name]
+    assert all(one.outcome is Outcome.PASS for one in fake.findings().values())
+
+
+def test_a_kind_that_cannot_be_walked_leaves_the_others_alone(fake: Guest) -> None:
+    del fake.image.symbols.names["security_hook_heads"]
     findings = fake.findings()
-    assert all(one.outcome is Outcome.PASS for one in findings.values())
-    assert findings["lsm"].details["hooks"] == 0
+    assert {name for name, one in findings.items() if one.outcome is not Outcome.PASS} == {"lsm"}
+    assert findings["lsm"].outcome is Outcome.UNKNOWN
+
+
+def test_taps_moved_with_linux_6_9() -> None:
+    layouts = {**LAYOUTS, "net_hotdata": (64, {"ptype_all": 16})}
+    fake = Guest(layouts)
+    hot = fake.symbol("net_hotdata", 64)
+    del fake.image.symbols.names["ptype_all"]
+    fake.link_list(hot + 16, [fake.packet + 56])
+    assert fake.findings()["packets"].outcome is Outcome.PASS
+    fake.put(fake.packet, "packet_type", "func", BAD_MODULE)
+    assert fake.only("packets")["hook"] == "ptype_all, func"
+
+
+def test_security_hooks_are_static_calls_since_linux_6_12() -> None:
+    layouts = {
+        **LAYOUTS,
+        "lsm_static_calls_table": (64, {}),
+        "lsm_static_call": (32, {"key": 0, "hl": 16, "active": 24}),
+        "static_call_key": (16, {"func": 0}),
+    }
+    fake = Guest(layouts)
+    del fake.image.symbols.names["security_hook_heads"]
+    table = fake.symbol("static_calls_table", 64)
+    key = fake.make("static_call_key", func=fake.function(1))
+    fake.put(table + 32, "lsm_static_call", "key", key)
+    fake.put(table + 32, "lsm_static_call", "hl", 0xFFFF888000000000)
+    findings = fake.findings()
+    assert findings["lsm"].outcome is Outcome.PASS
+    assert findings["lsm"].details["hooks"] == 1
+    fake.put(key, "static_call_key", "func", BAD_MODULE)
+    assert fake.only("lsm")["hook"] == "security call 1"

@@ -35,7 +35,7 @@ class Types(FakeTypes):
 class Guest(FakeKernel):
     """A kernel with two LSMs: yama, registered with two hooks, and one that is not used."""
 
-    def __init__(self, *, lists: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__(LAYOUTS, slide=0x1000000)
         self.heads = self.symbol("security_hook_heads", 32)
         self.arrays = self.symbol("yama_hooks", 80), self.symbol("other_hooks", 40)
@@ -59,7 +59,7 @@ class Guest(FakeKernel):
             link_base=LINK_BASE,
             memory=bytes(memory),
             relocations=SimpleNamespace(r64=np.array(places, dtype=np.int64)),
-            symbols=self.image.symbols if lists else SimpleNamespace(get=lambda _: None),
+            symbols=self.image.symbols,
             btf=Types(LAYOUTS),
         )
         self.state = SecurityState(cast(KernelImage, image))
@@ -102,12 +102,78 @@ def test_a_removed_hook_is_named(fake: Guest) -> None:
     assert anomalies(fake.hooks()) == [{"lsm": "yama", "hook": "yama_task_free", "number": 2}]
 
 
-def test_a_kernel_without_lists_of_hooks_has_none_to_lose() -> None:
-    fake = Guest(lists=False)
+def test_a_kernel_that_keeps_its_hooks_elsewhere_is_unknown(fake: Guest) -> None:
     del fake.image.symbols.names["security_hook_heads"]
-    found = fake.hooks()
+    assert fake.hooks().outcome is Outcome.UNKNOWN
+
+
+CALLS: Mapping[str, tuple[int, Mapping[str, int]]] = {
+    "lsm_static_calls_table": (96, {}),
+    "lsm_static_call": (32, {"key": 0, "hl": 16, "active": 24}),
+    "security_hook_list": (24, {"scalls": 0, "hook": 8, "lsmid": 16}),
+    "lsm_id": (16, {"name": 0}),
+    "static_call_key": (16, {"func": 0}),
+}
+
+
+class Calls(FakeKernel):
+    """A kernel since 6.12: three slots, the second taken by a hook of yama."""
+
+    def __init__(self) -> None:
+        super().__init__(CALLS, slide=0x1000000)
+        table = self.symbol("static_calls_table", 96)
+        hooks = self.symbol("yama_hooks", 24)
+        self.image.symbols.names |= {"yama_task_free": LINK_BASE + 0x40, "other": LINK_BASE + 0x60}
+        self.hook = LINK_BASE + 0x40 + self.slide
+        self.key, self.active = self.make("static_call_key", func=self.hook), self.alloc(16)
+        self.guest.put_u32(self.active, 1)
+        self.slot = table + 32
+        for name, value in (("key", self.key), ("hl", hooks), ("active", self.active)):
+            self.put(self.slot, "lsm_static_call", name, value)
+        lsm = self.make("lsm_id", name=self.string("yama"))
+        self.put(hooks, "security_hook_list", "hook", self.hook)
+        self.put(hooks, "security_hook_list", "lsmid", lsm)
+        memory = bytearray(0x2000)
+        at = hooks - self.slide - LINK_BASE
+        struct.pack_into("<Q", memory, at, table - self.slide + 32)
+        image = SimpleNamespace(
+            link_base=LINK_BASE,
+            memory=bytes(memory),
+            relocations=SimpleNamespace(r64=np.array([at], dtype=np.int64)),
+            symbols=self.image.symbols,
+            btf=Types(CALLS),
+        )
+        self.state = SecurityState(cast(KernelImage, image))
+
+    def look(self) -> Finding:
+        return self.state.hooks(self.kernel(), Observer(nullcontext, lambda _: None, (0, 1)))
+
+
+def test_hooks_that_are_static_calls_pass() -> None:
+    found = Calls().look()
     assert found.outcome is Outcome.PASS
-    assert found.details["hooks"] == 0
+    assert found.details["by_lsm"] == {"yama": 1}
+
+
+@pytest.mark.parametrize(
+    ("how", "rule"),
+    [
+        ("redirected", "it leads to other"),
+        ("switched off", "it is switched off"),
+        ("taken out", "it has no static call"),
+    ],
+)
+def test_a_static_call_that_was_taken_away_is_named(how: str, rule: str) -> None:
+    fake = Calls()
+    if how == "redirected":
+        fake.put(fake.key, "static_call_key", "func", LINK_BASE + 0x60 + fake.slide)
+    elif how == "switched off":
+        fake.guest.put_u32(fake.active, 0)
+    else:
+        fake.put(fake.slot, "lsm_static_call", "hl", 0)
+    assert anomalies(fake.look()) == [
+        {"lsm": "yama", "hook": "yama_task_free", "number": 1, "rule": rule}
+    ]
 
 
 def test_switches_may_go_up_but_not_down(fake: Guest) -> None:
