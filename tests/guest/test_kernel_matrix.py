@@ -8,6 +8,7 @@ docs/support-matrix.md is written from them.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import hashlib
 import json
 import os
@@ -60,7 +61,9 @@ class Result:
     date: str
 
 
+@functools.cache
 def code_digest() -> str:
+    """The code as it was when the run began."""
     digest = hashlib.sha256()
     for folder in SOURCES:
         for path in sorted((REPOSITORY / "src" / "undercroft" / folder).glob("*.py")):
@@ -72,6 +75,7 @@ def code_digest() -> str:
 def results_folder(guest_home: Path) -> Iterator[Path]:
     folder = guest_home / "matrix" / "results"
     folder.mkdir(parents=True, exist_ok=True)
+    code_digest()
     yield folder
     write_page(folder)
 

@@ -67,7 +67,7 @@ class Member:
 class Btf:
     """Types by name.  Names and ids that do not exist raise FormatError."""
 
-    __slots__ = ("_at", "_by_name", "_members", "_strings", "_types")
+    __slots__ = ("_at", "_by_name", "_members", "_paths", "_strings", "_types")
 
     def __init__(self, data: bytes) -> None:
         """Index the BTF section ``data``."""
@@ -83,6 +83,7 @@ class Btf:
         self._types = data[header + type_off : header + type_off + type_len]
         self._strings = data[header + str_off : header + str_off + str_len]
         self._members: dict[int, tuple[Member, ...]] = {}
+        self._paths: dict[tuple[str, str], tuple[Member, int]] = {}
         self._at, self._by_name = self._index()
 
     def _index(self) -> tuple[list[int], dict[tuple[int, str], int]]:
@@ -198,6 +199,9 @@ class Btf:
 
     def member(self, name: str, path: str) -> tuple[Member, int]:
         """Return the member at ``path`` ("a.b.c") in struct ``name`` and its offset in bytes."""
+        known = self._paths.get((name, path))
+        if known is not None:
+            return known
         type_id, offset = self._aggregate(name), 0
         found: Member | None = None
         for part in path.split("."):
@@ -208,6 +212,7 @@ class Btf:
             offset += bits
             type_id = self.resolve(found.type_id)
         assert found is not None  # split() yields at least one part
+        self._paths[name, path] = found, offset // 8
         return found, offset // 8
 
     def offset_of(self, name: str, path: str) -> int:

@@ -98,7 +98,9 @@ class Replay:
             self.canvas.layers[before:] = [
                 layer for layer in self.canvas.layers[before:] if layer.rule in OVERLAYS
             ]
-            self.state = replace(self.state, probes=state.probes, poking=state.poking)
+            self.state = replace(
+                self.state, probes=state.probes, poking=state.poking, patching=state.patching
+            )
 
 
 def replay(image: KernelImage, slide: int, live: Canvas, values: GuestValues) -> Replay:

@@ -100,6 +100,8 @@ class RunTimeState:
     probes: tuple[kprobes.Probe, ...]
     poking: int
     """Sites that were in the middle of a patch."""
+    patching: bool
+    """Whether the kernel said that it was patching something."""
     call_targets: Positions
     """Where static calls lead, each once (positions)."""
 
@@ -143,7 +145,8 @@ def paint(
     hooks = frozenset(tracing.targets.tolist()) | frozenset(
         at for name in ("ftrace_caller", "ftrace_regs_caller") if (at := image.find(name))
     )
-    poking = text_poke.apply(image, text_poke.under_way(image, values), canvas, live, hooks)
+    under_way = text_poke.under_way(image, values)
+    poking = text_poke.apply(image, under_way, canvas, live, hooks)
     return RunTimeState(
         early_returns=early,
         late_pads=late,
@@ -151,5 +154,6 @@ def paint(
         tracing=tracing,
         probes=armed,
         poking=poking,
+        patching=bool(under_way),
         call_targets=np.unique(functions),
     )

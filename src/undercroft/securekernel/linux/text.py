@@ -17,7 +17,6 @@ import numpy as np
 
 from undercroft.base import Finding, FormatError, JsonValue, MemoryFault, Outcome
 from undercroft.formats.kernel import KernelImage
-from undercroft.reference.kernel import text_poke
 from undercroft.reference.kernel.canvas import Canvas
 from undercroft.reference.kernel.explain import Mismatch, find_mismatches, kernel_owner
 from undercroft.reference.kernel.guest import GuestValues
@@ -203,8 +202,8 @@ class KernelTextProof:
             values = self._values()
             text.copy_pages(live, pages)
             self.replay.follow(values, live, narrowed)
-            poking = bool(text_poke.under_way(self.image, values))
-        return self._compare(live), poking
+        state = self.replay.state
+        return self._compare(live), state is not None and state.patching
 
     def _compare(self, live: Canvas) -> list[Mismatch]:
         assert self.kernel is not None
