@@ -298,6 +298,7 @@ from undercroft.securekernel.traps.attach import guard_kernel
 KILLS = 50
 
 
+@pytest.mark.slow  # fifty restarts of the guard, each with a console to wait for
 def test_the_guest_outlives_guards_that_are_killed_at_random_moments(watched: Watched) -> None:
     draw = random.Random(1)
     toggling = f"while :; do echo 1 > {SCHEDSTATS}; echo 0 > {SCHEDSTATS}; done"
@@ -394,6 +395,7 @@ def test_private_memory_of_a_sandboxed_hypervisor(
     )
 
 
+@pytest.mark.slow  # refuses a page that was open for 100 ms, which a busy host may cause
 def test_the_record_binds_a_chain_that_proves_the_interval(watched: Watched) -> None:
     second = QemuGuest(watched.guest.info.qmp)
     with TrappedKernel(watched.qemu, watched.kernel.image, Mode.OBSERVE, second=second) as trapped:
