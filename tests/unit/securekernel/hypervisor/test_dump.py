@@ -156,12 +156,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("dumps")
 
 
-@given(st.sampled_from([CORE, LIME]), st.data())
-def test_only_a_format_error_escapes(folder: Path, data: bytes, draw: st.DataObject) -> None:
-    changed = bytearray(data)
-    for _ in range(draw.draw(st.integers(1, 4))):
-        changed[draw.draw(st.integers(0, 900)) % len(changed)] = draw.draw(st.integers(0, 255))
+CHANGES = st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), min_size=1, max_size=4)
+
+
+@given(st.booleans(), CHANGES, st.none() | st.integers(0, 2000))
+def test_only_a_format_error_escapes(
+    folder: Path, lime_dump: bool, changes: list[tuple[int, int]], size: int | None
+) -> None:
+    changed = bytearray(LIME if lime_dump else CORE)
+    for at, value in changes:
+        changed[at % len(changed)] = value
     with contextlib.suppress(FormatError):
-        guest = opened(folder, bytes(changed[: draw.draw(st.integers(0, len(changed)))]))
+        guest = opened(folder, bytes(changed[:size]))
         for entry in guest.memory.ranges:
             guest.memory.read(entry.paddr, entry.size)
