@@ -112,7 +112,11 @@ class _BackportsApt(PrivateApt):
         sources = self.root / "etc" / "sources.list.d" / "copied.sources"
         text = sources.read_text()
         match = re.search(r"URIs: (\S+/debian)/?\s", text)
-        uri = match[1] if match else "http://deb.debian.org/debian"
+        if match is None:
+            raise EnvironmentFault(
+                "this machine's apt has no source that backports could be beside"
+            )
+        uri = match[1]
         sources.write_text(
             text.rstrip("\n")
             + f"\n\nTypes: deb\nURIs: {uri}\nSuites: {self.codename}-backports\n"
