@@ -96,6 +96,15 @@ class Canvas:
             self._covered.append((site, self.get(site, len(piece))))
         self.paint_each(rule, pieces)
 
+    def beneath(self, site: int, size: int) -> bytes:
+        """Return ``size`` bytes at one position as they are without the overlays."""
+        code = bytearray(self.get(site, size))
+        for start, before in reversed(self._covered):
+            low, high = max(start, site), min(start + len(before), site + size)
+            if low < high:
+                code[low - site : high - site] = before[low - start : high - start]
+        return bytes(code)
+
     def lift(self, rules: frozenset[Rule]) -> None:
         """Take away every overlay: put back what it hides, and forget the layers of ``rules``."""
         for site, before in reversed(self._covered):

@@ -30,9 +30,11 @@ _HANDLERS = ("pre_handler", "post_handler")
 class Probe:
     """A registered kprobe.  Positions; ``handlers`` are the functions it calls.
 
-    ``detour`` and ``copied`` are those of an optimised probe, else None.
+    ``address`` is the virtual address of its structure.  ``detour`` and ``copied`` are those of
+    an optimised probe, else None and b"".
     """
 
+    address: int
     site: int
     opcode: int
     flags: int
@@ -70,6 +72,7 @@ def _read(image: KernelImage, guest: GuestStructs, at: int) -> Probe:
             ]
     slot = guest.u64(at, "kprobe", "ainsn.insn")
     return Probe(
+        address=at,
         site=position(guest.u64(at, "kprobe", "addr")),
         opcode=guest.raw(at, "kprobe", "opcode", 1)[0],
         flags=flags,

@@ -12,6 +12,7 @@ from undercroft.formats.kernel.sites import StaticCallSites
 from undercroft.reference.kernel import (
     call_thunks,
     ftrace,
+    its,
     jump_labels,
     modules,
     paravirt,
@@ -38,6 +39,8 @@ class ModuleReplay:
     run_time: RunTime
     symbols: SymbolTable
     kernel: Replay
+    its_pages: frozenset[int] = frozenset()
+    """The pages (position >> 12) of the module's ITS thunks."""
     state: RunTimeState | None = None
 
     def follow(self, values: GuestValues, live: Canvas) -> None:
@@ -49,7 +52,9 @@ class ModuleReplay:
         self.state = paint(kernel.image, self.run_time, self.canvas, values, live, uniprocessor)
 
 
-def replay_module(placed: PlacedModule, kernel: Replay, live: Canvas) -> ModuleReplay:
+def replay_module(
+    placed: PlacedModule, kernel: Replay, live: Canvas, values: GuestValues
+) -> ModuleReplay:
     """Patch a relocated module as module_finalize() does.
 
     Features that only this module depends on are inferred from it and added to the kernel's
@@ -60,7 +65,7 @@ def replay_module(placed: PlacedModule, kernel: Replay, live: Canvas) -> ModuleR
     image = kernel.image
     sites = modules.sites(placed, image)
     symbols = placed.symbols()
-    _boot_passes(sites, kernel, canvas, live)
+    pages = _boot_passes(sites, kernel, canvas, live, values)
     trampolines = _trampolines(symbols)
     run_time = RunTime(
         labels=jump_labels.decode(sites.jump_table, pristine),
@@ -73,10 +78,13 @@ def replay_module(placed: PlacedModule, kernel: Replay, live: Canvas) -> ModuleR
         functions=_functions(symbols),
         pads=(canvas, kernel.canvas),
     )
-    return ModuleReplay(placed, canvas, pristine, run_time, symbols, kernel)
+    return ModuleReplay(placed, canvas, pristine, run_time, symbols, kernel, pages)
 
 
-def _boot_passes(sites: Sites, kernel: Replay, canvas: Canvas, live: Canvas) -> None:
+def _boot_passes(
+    sites: Sites, kernel: Replay, canvas: Canvas, live: Canvas, values: GuestValues
+) -> frozenset[int]:
+    """Apply module_finalize()'s passes; return the pages of the module's ITS thunks."""
     image, choices = kernel.image, kernel.choices
     vendor = paravirt.vendor(image)
     nop = image.find("_paravirt_nop") or 0
@@ -84,6 +92,9 @@ def _boot_passes(sites: Sites, kernel: Replay, canvas: Canvas, live: Canvas) -> 
     paravirt.apply(sites.paravirt, canvas, slots, vendor.table, nop)
     table = retpolines.decode_sites(image, sites.retpolines, canvas)
     retpolines.apply(table, canvas, choices.retpolines)
+    pages: frozenset[int] = frozenset()
+    if choices.its:
+        pages = its.apply(image, table, canvas, live, values)
     returns.apply(sites.returns, canvas, choices.returns)
     targets = None
     bug, nop_function = image.find("BUG_func"), image.find("nop_func")
@@ -100,6 +111,7 @@ def _boot_passes(sites: Sites, kernel: Replay, canvas: Canvas, live: Canvas) -> 
         call_thunks.apply_calls_out(sites.calls, instr, canvas, kernel.canvas, live, thunks)
         call_thunks.apply(sites.calls, instr, canvas, thunks)
     simple_sites.seal_endbr(sites.endbr_seal, canvas)
+    return pages
 
 
 def _functions(symbols: SymbolTable) -> Positions:

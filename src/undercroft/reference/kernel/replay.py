@@ -17,6 +17,7 @@ from undercroft.formats.kernel import KernelImage
 from undercroft.reference.kernel import (
     call_thunks,
     ftrace,
+    its,
     jump_labels,
     paravirt,
     retpolines,
@@ -40,6 +41,10 @@ class BootChoices:
     retpolines: retpolines.Choice
     paravirt: dict[int, int]
     call_thunks: call_thunks.CallThunks | None
+    its: bool = False
+    """Whether indirect branches in a lower half of a cache line go through thunks."""
+    its_pages: frozenset[int] = frozenset()
+    """The pages (position >> 12) of the kernel's own ITS thunks."""
 
     def as_json(self) -> dict[str, JsonValue]:
         """Return the choices as a JSON object; features are listed by number."""
@@ -48,6 +53,7 @@ class BootChoices:
             "features_clear": [bit for bit, on in self.features.items() if not on],
             "returns": self.returns.name,
             "indirect_branches": self.retpolines.mode.value,
+            "its": self.its,
             "call_depth": self.call_thunks is not None,
             "paravirt_slots": len(self.paravirt),
         }
@@ -112,7 +118,7 @@ def replay(image: KernelImage, slide: int, live: Canvas, values: GuestValues) ->
     canvas = Canvas(0, relocate(image, slide))
     pristine = Canvas(0, bytearray(canvas.data))
     sites = image.sites
-    choices = boot_passes(image, canvas, live)
+    choices = boot_passes(image, canvas, live, values)
     for constant in sites.runtime_const:
         value = values.read(image.offset(constant.symbol), constant.size)
         simple_sites.runtime_const(constant.sites, canvas, value)
@@ -133,7 +139,9 @@ def replay(image: KernelImage, slide: int, live: Canvas, values: GuestValues) ->
     return result
 
 
-def boot_passes(image: KernelImage, canvas: Canvas, live: Canvas) -> BootChoices:
+def boot_passes(
+    image: KernelImage, canvas: Canvas, live: Canvas, values: GuestValues
+) -> BootChoices:
     """Apply what alternative_instructions() applies, in its order."""
     sites = image.sites
     vendor = paravirt.vendor(image)
@@ -142,7 +150,11 @@ def boot_passes(image: KernelImage, canvas: Canvas, live: Canvas) -> BootChoices
     paravirt.apply(sites.paravirt, canvas, slots, vendor.table, nop)
     table = retpolines.decode_sites(image, sites.retpolines, canvas)
     branches = retpolines.infer(image, table, canvas, live)
+    direct = branches.mode is retpolines.Mode.INDIRECT and its.infer(table, canvas, live)
     retpolines.apply(table, canvas, branches)
+    pages: frozenset[int] = frozenset()
+    if direct:
+        pages = its.apply(image, table, canvas, live, values)
     how = returns.infer(image, sites.returns, live)
     returns.apply(sites.returns, canvas, how)
     tracking = branches.mode is retpolines.Mode.CALL_DEPTH
@@ -155,4 +167,5 @@ def boot_passes(image: KernelImage, canvas: Canvas, live: Canvas) -> BootChoices
     if thunks is not None:
         call_thunks.apply(sites.calls, sites.alternatives.instr, canvas, thunks)
     simple_sites.seal_endbr(sites.endbr_seal, canvas)
-    return BootChoices(features, how, branches, dict(targets.by_slot) if targets else slots, thunks)
+    paravirt_slots = dict(targets.by_slot) if targets else slots
+    return BootChoices(features, how, branches, paravirt_slots, thunks, its=direct, its_pages=pages)

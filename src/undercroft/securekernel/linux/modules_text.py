@@ -211,7 +211,7 @@ class ModuleProofs:
         if placed.unresolved:
             names = ", ".join(placed.unresolved[:4])
             return f"nobody that is verified exports {names}"
-        replayed = replay_module(placed, self._replay, live)
+        replayed = replay_module(placed, self._replay, live, values)
         replayed.follow(values, live)
         region.refresh(replayed.canvas)
         symbols = replayed.symbols
@@ -238,6 +238,20 @@ class ModuleProofs:
             if not last:
                 time.sleep(_WAIT_S)
         return mismatches
+
+    def its_pages(self) -> frozenset[int]:
+        """Return the pages (position >> 12) of all modules' ITS thunks."""
+        return frozenset(
+            page for proved in self._proved.values() for page in proved.replay.its_pages
+        )
+
+    def code_at(self, position: int) -> Canvas | None:
+        """Return the expected code of the module that a position falls in, or None."""
+        for proved in self._proved.values():
+            canvas = proved.replay.canvas
+            if canvas.start <= position < canvas.stop:
+                return canvas
+        return None
 
     def live_copy(self, name: str) -> Canvas | None:
         """Return a module's code as it is now, for a person who wants to look."""

@@ -23,6 +23,7 @@ from undercroft.reference.kernel.guest import GuestValues
 from undercroft.reference.kernel.notable import Notable, notable
 from undercroft.reference.kernel.replay import Replay, replay
 from undercroft.securekernel.arch.x86_64.paging import PAGE_SHIFT, AddressSpace
+from undercroft.securekernel.linux.generated_text import GeneratedCode
 from undercroft.securekernel.linux.locate import LocatedKernel, locate
 from undercroft.securekernel.linux.modules_text import ModuleLibrary, ModuleProofs
 from undercroft.securekernel.linux.region import Region
@@ -138,7 +139,8 @@ class KernelTextProof:
         return text is not None and text.unchanged() and text.equal()
 
     def sweep(self) -> list[Finding]:
-        """Compare everything; return the findings: located, text, rodata, modules, notable.
+        """Compare everything; return the findings: located, text, rodata, modules, generated,
+        notable.
 
         Modules are compared only if a library of them was given.
         """
@@ -153,6 +155,7 @@ class KernelTextProof:
             self._text_finding(mismatches),
             self._rodata_finding(),
             *([self.modules.check()] if self.modules is not None else []),
+            self._generated_finding(),
             self._notable_finding(),
         ]
 
@@ -254,6 +257,28 @@ class KernelTextProof:
         where = ", ".join(dict.fromkeys(mismatch.function for mismatch in changed[:4]))
         summary = f"constant data was changed, in {where}"
         return Finding(RODATA, Outcome.FAIL, summary, details, self._source())
+
+    def _generated_finding(self) -> Finding:
+        assert self.replay is not None
+        modules = self.modules
+        pages = modules.its_pages() if modules is not None else frozenset()
+        generated = GeneratedCode(self.replay, self._values)
+        finding = generated.check(self._code_at, pages)
+        for attempt in range(SETTLE_TRIES):
+            if finding.outcome is Outcome.PASS:
+                break
+            time.sleep(SETTLE_WAIT_S)  # it may be being made, or being taken apart
+            last = attempt == SETTLE_TRIES - 1
+            with self._paused() if last else contextlib.nullcontext():
+                finding = generated.check(self._code_at, pages)
+        return finding
+
+    def _code_at(self, position: int) -> Canvas | None:
+        """Return the expected code that a position falls in: the kernel's or a module's."""
+        assert self.replay is not None
+        if 0 <= position < self.image.text_size:
+            return self.replay.canvas
+        return self.modules.code_at(position) if self.modules is not None else None
 
     def notable(self) -> list[Notable]:
         """Return what is lawful but worth knowing, as of the last look at the run-time state."""

@@ -1,0 +1,172 @@
+"""Prove the code that the kernel made for itself: trampolines, slots of probes, BPF's packs.
+
+Every page is compared whole: what no piece explains must be what the allocator left there.
+JIT-compiled BPF cannot be computed here; it is listed, and the space around it is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from undercroft.base import Finding, JsonValue, MemoryFault, Outcome
+from undercroft.reference.kernel import ftrace, generated, its, kprobes
+from undercroft.reference.kernel.canvas import Canvas
+from undercroft.reference.kernel.generated import Generated
+from undercroft.reference.kernel.guest import GuestStructs, GuestValues
+from undercroft.reference.kernel.replay import Replay
+
+FINDING = "kernel.generated"
+_PAGE = 4096
+_PACK_SIZE = 2 << 20
+_CHUNK = 64
+_INT3 = 0xCC
+_LISTED = 16
+_MAX_NODES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _PackSpace:
+    """Bytes of BPF's packs that are free and that hold code; addresses that are wrong."""
+
+    free: int
+    jitted: int
+    wrong: list[int]
+
+
+class GeneratedCode:
+    """Finds and compares generated code; nothing is kept between two looks."""
+
+    def __init__(self, replay: Replay, values: Callable[[], GuestValues]) -> None:
+        self._replay = replay
+        self._values = values
+
+    def check(
+        self, code: Callable[[int], Canvas | None], its_pages: frozenset[int] = frozenset()
+    ) -> Finding:
+        """Compare everything.
+
+        ``code`` gives the expected code that a position falls in, the kernel's or a module's;
+        ``its_pages`` are the pages (position >> 12) of modules' ITS thunks.
+        """
+        values = self._values()
+        guest = GuestStructs(values, self._replay.image.btf)
+        wrong: list[tuple[str, int]] = []
+        pages: set[int] = set()
+        try:
+            pieces = list(self._pieces(guest, code))
+            for piece in pieces:
+                last = piece.start + max(len(form) for form in piece.forms) - 1
+                pages |= set(range(piece.start // _PAGE, last // _PAGE + 1))
+            for page in sorted(pages):
+                mine = [piece for piece in pieces if _touches(piece, page)]
+                content = values.read(page * _PAGE, _PAGE)
+                wrong += [
+                    (_owner(mine, at), values.address(at))
+                    for at in generated.unexplained(content, page * _PAGE, mine, 0)
+                ]
+            thunks = sorted(its_pages | self._replay.choices.its_pages)
+            for page in thunks:
+                wrong += [
+                    ("ITS thunks", values.address(page * _PAGE + at))
+                    for at in its.odd_bytes(values.read(page * _PAGE, _PAGE))
+                ]
+            space = self._packs(guest)
+            wrong += [("free space of a BPF pack", address) for address in space.wrong]
+        except MemoryFault as fault:
+            return Finding(
+                FINDING,
+                Outcome.FAIL,
+                f"generated code cannot be read: {fault}",
+                {"address": f"{fault.address:#x}"},
+            )
+        return _finding(
+            len(pieces) + len(thunks),
+            (len(pages) + len(thunks)) * _PAGE + space.free,
+            wrong,
+            space.jitted,
+        )
+
+    def _pieces(
+        self, guest: GuestStructs, code: Callable[[int], Canvas | None]
+    ) -> Iterator[Generated]:
+        image, choices = self._replay.image, self._replay.choices
+        if image.find("ftrace_ops_list") is not None and "ftrace_ops" in image.btf:
+            for ops in ftrace.read_ops(image, guest):
+                if ops.trampoline and ops.flags & ftrace.OPS_FL_ALLOC_TRAMP:
+                    piece = generated.ftrace_trampoline(
+                        image, self._replay.canvas, ops, choices.returns
+                    )
+                    if piece is not None:
+                        yield piece
+        for probe in kprobes.read_probes(image, guest):
+            canvas = code(probe.site)
+            if canvas is None or probe.flags & (kprobes.FLAG_GONE | kprobes.FLAG_FTRACE):
+                continue
+            for piece in (
+                generated.probe_slot(probe, canvas),
+                generated.probe_detour(image, probe, canvas),
+            ):
+                if piece is not None:
+                    yield piece
+
+    def _packs(self, guest: GuestStructs) -> _PackSpace:
+        """Compare the free space of BPF's packs: what the bitmap calls free is INT3.
+
+        bpf_prog_pack_alloc() and bpf_prog_pack_free() in kernel/bpf/core.c.
+        """
+        image = self._replay.image
+        head, nodes = image.find("pack_list"), image.find("nr_node_ids")
+        if head is None or "bpf_prog_pack" not in image.btf:
+            return _PackSpace(0, 0, [])
+        count = guest.values.u32(nodes) if nodes is not None else 1
+        if not 1 <= count <= _MAX_NODES:
+            raise MemoryFault(head, kind="virtual", why="an absurd number of memory nodes")
+        size = _PACK_SIZE * count
+        free = jitted = 0
+        wrong: list[int] = []
+        for pack in guest.list(guest.values.address(head), "bpf_prog_pack", "list"):
+            start = guest.u64(pack, "bpf_prog_pack", "ptr")
+            raw = guest.raw(pack, "bpf_prog_pack", "bitmap", size // _CHUNK // 8)
+            used = np.unpackbits(np.frombuffer(raw, dtype=np.uint8), bitorder="little") != 0
+            content = guest.values.read(guest.values.position(start), size)
+            chunks = np.frombuffer(content, dtype=np.uint8).reshape(-1, _CHUNK)
+            odd = (chunks != _INT3) & ~used[:, None]
+            wrong += [start + int(at) for at in np.flatnonzero(odd)]
+            jitted += int(np.count_nonzero(used)) * _CHUNK
+            free += int(np.count_nonzero(~used)) * _CHUNK
+        return _PackSpace(free, jitted, wrong)
+
+
+def _touches(piece: Generated, page: int) -> bool:
+    last = piece.start + max(len(form) for form in piece.forms) - 1
+    return piece.start // _PAGE <= page <= last // _PAGE
+
+
+def _owner(pieces: list[Generated], at: int) -> str:
+    for piece in pieces:
+        if piece.start <= at < piece.start + max(len(form) for form in piece.forms):
+            return piece.what
+    return "space beside " + ", ".join(sorted({piece.what for piece in pieces}))
+
+
+def _finding(pieces: int, size: int, wrong: list[tuple[str, int]], jitted: int) -> Finding:
+    details: dict[str, JsonValue] = {
+        "pieces": pieces,
+        "bytes": size,
+        "unexplained": len(wrong),
+        "bpf_bytes_not_compared": jitted,
+    }
+    if wrong:
+        details["mismatches"] = [
+            {"address": f"{address:#x}", "owner": what} for what, address in wrong[:_LISTED]
+        ]
+        names = ", ".join(dict.fromkeys(what for what, _ in wrong))
+        summary = f"{len(wrong):,} bytes of generated code are not explained: {names}"
+        return Finding(FINDING, Outcome.FAIL, summary, details)
+    summary = f"all {pieces} trampolines and slots of the kernel are as it makes them"
+    if jitted:
+        summary += f"; {jitted:,} bytes of BPF code cannot be compared"
+    return Finding(FINDING, Outcome.PASS, summary, details)
