@@ -37,15 +37,25 @@ class Explainer:
     ) -> None:
         canvas = Canvas(0, bytearray(replay.canvas.data), list(replay.canvas.layers))
         self._replay = replace(replay, canvas=canvas)
-        self._values = GuestValues(AddressSpace(memory, kernel.cr3, kernel.la57).read, kernel.base)
+        self._memory = memory
+        self._kernel = kernel
         self.live = live
+
+    def _values(self) -> GuestValues:
+        """Return the guest's variables as mapped now.
+
+        An address space remembers its translations.  The kernel stacks that hold the batches of
+        text_poke_bp() come and go, so that each question asks the page tables anew.
+        """
+        kernel = self._kernel
+        return GuestValues(AddressSpace(self._memory, kernel.cr3, kernel.la57).read, kernel.base)
 
     def follow(self, positions: list[int]) -> bool:
         """Repaint the pages that hold ``positions``; False if the guest's state is not readable."""
         at = np.array(positions, dtype=np.int64)
         pages = np.unique(np.concatenate(((at - _SITE) // PAGE, at // PAGE, (at + _SITE) // PAGE)))
         try:
-            self._replay.follow(self._values, self.live, self._replay.run_time.within(pages))
+            self._replay.follow(self._values(), self.live, self._replay.run_time.within(pages))
         except MemoryFault:
             return False
         return True
@@ -65,7 +75,7 @@ class Explainer:
         """Return the positions that the guest's table of kprobes lists now."""
         image = self._replay.image
         try:
-            found = kprobes.read_probes(image, GuestStructs(self._values, image.btf))
+            found = kprobes.read_probes(image, GuestStructs(self._values(), image.btf))
         except MemoryFault:
             return []
         return [probe.site for probe in found]
@@ -88,8 +98,9 @@ class Explainer:
         types = image.btf
         if descriptor is None or "bp_patching_desc" not in types or "text_poke_loc" not in types:
             return None
-        structs = GuestStructs(self._values, types)
-        address = self._values.address(descriptor)
+        values = self._values()
+        structs = GuestStructs(values, types)
+        address = values.address(descriptor)
         try:
             if structs.u32(address, "bp_patching_desc", "refs") == 0:
                 return {}
@@ -98,7 +109,7 @@ class Explainer:
             size = types.size_of("text_poke_loc")
             if count > _MAX_BATCH:
                 return {}
-            raw = self._values.read(self._values.position(vector), size * count)
+            raw = values.read(values.position(vector), size * count)
         except MemoryFault:
             return {}
         text, length = (types.offset_of("text_poke_loc", name) for name in ("text", "len"))
