@@ -20,7 +20,7 @@ from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.trapped import TrappedKernel
 from undercroft.securekernel.traps.guard import Mode
 
-Target = Annotated[str, typer.Argument(help="qemu:NAME or qemu:PID")]
+Target = Annotated[str, typer.Argument(help="qemu:NAME, qemu:PID or dump:FILE")]
 Kernel = Annotated[
     Path | None, typer.Option(help="The vmlinuz or .deb that the guest is meant to run.")
 ]

@@ -16,6 +16,7 @@ from undercroft.cli import (
     inspect,
     quote,
     reference,
+    shell,
     verify,
 )
 
@@ -32,6 +33,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(guest.app, name="guest")
 app.command("attach")(inspect.attach)
 app.command("inspect")(inspect.inspect)
+app.command("shell")(shell.shell)
 app.add_typer(evidence.app, name="evidence")
 app.command("verify")(verify.verify)
 app.add_typer(eventlog.app, name="eventlog")
