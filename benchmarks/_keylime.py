@@ -139,7 +139,8 @@ def _worker(
 ) -> Iterator[Callable[[str], Any]]:
     """Start the worker; give a function that writes it a line and returns its answer."""
     process = subprocess.Popen(
-        [python, Path(__file__).with_name("_keylime_worker.py"), inputs],
+        # -P: this folder has modules named like the library's own, which the worker must not find.
+        [python, "-P", Path(__file__).with_name("_keylime_worker.py"), inputs],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True, env={**os.environ, **environment},
     )  # fmt: skip
