@@ -1,0 +1,83 @@
+"""What the guest announces is read as it is mapped now, not as it once was."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from undercroft.formats.kernel import load_kernel
+from undercroft.reference.kernel.canvas import Canvas
+from undercroft.securekernel.linux.text import KernelTextProof
+from undercroft.securekernel.traps.answer import TextJudge
+from undercroft.securekernel.traps.explain import Explainer
+from undercroft.securekernel.traps.sites import TextSites
+from undercroft.testing import tinykernel
+from undercroft.testing import tinylinux as t
+from undercroft.testing.tinylinux import TinyLinux
+
+BP_DESC = tinykernel.DATA + 0x200
+VECTOR = 0xFFFF_C900_0000_3000
+"""Where a batch stands: a kernel stack, in vmalloc space."""
+JUMP = tinykernel.rel32("e9", t.LABEL, t.LABEL + 0x40)
+
+
+@pytest.fixture
+def linux() -> TinyLinux:
+    linux = TinyLinux()
+    linux.tiny.variable("bp_desc", BP_DESC, size=16)
+    linux.tiny.structs["bp_patching_desc"] = (16, {"vec": 0, "nr_entries": 8, "refs": 12})
+    linux.tiny.structs["text_poke_loc"] = (16, {"rel_addr": 0, "len": 8, "opcode": 9, "text": 10})
+    linux.image = load_kernel(linux.tiny.vmlinuz())
+    return linux.boot()
+
+
+def make_judge(linux: TinyLinux) -> TextJudge:
+    guest = linux.guest
+    proof = KernelTextProof.attach(guest.memory, guest.states, linux.image)
+    assert proof.replay is not None
+    assert proof.kernel is not None
+    live = Canvas(0, bytearray(linux.memory()[: linux.image.text_size]))
+    explainer = Explainer(proof.replay, guest.memory, proof.kernel, live)
+    return TextJudge(linux.base, TextSites(proof.replay), explainer)
+
+
+def announce(linux: TinyLinux, position: int, code: bytes) -> None:
+    """Begin a batch of one patch, on a stack whose frame was never used before."""
+    linux.guest.map(VECTOR)
+    entry = struct.pack("<iiBB5sB", position, 0, len(code), code[0], code, 0)
+    linux.guest.write(VECTOR, entry)
+    linux.poke(BP_DESC, struct.pack("<QII", VECTOR, 1, 1))
+
+
+def test_a_batch_on_a_stack_whose_frame_changed(linux: TinyLinux) -> None:
+    explainer = make_judge(linux).explainer
+    announce(linux, t.LABEL, t.NOP5)
+    assert explainer.announced() == {t.LABEL: t.NOP5}
+    announce(linux, t.TRACED, JUMP)
+    assert explainer.announced() == {t.TRACED: JUMP}
+    linux.guest.memory.put_u64(linux.guest.entry(VECTOR, 12), 0)
+    assert explainer.announced() == {}
+
+
+def test_nothing_is_announced_when_no_patch_is_under_way(linux: TinyLinux) -> None:
+    explainer = make_judge(linux).explainer
+    announce(linux, t.LABEL, t.NOP5)
+    linux.poke(BP_DESC + 12, bytes(4))
+    assert explainer.announced() == {}
+    assert not explainer.patching()
+
+
+def test_only_what_is_announced_now_may_be_written(linux: TinyLinux) -> None:
+    judge = make_judge(linux)
+    announce(linux, t.LABEL, t.NOP5)
+    assert judge.objection(linux.at(t.LABEL)) == ""
+    assert judge.objection(linux.at(t.LABEL) + 4) == ""
+    assert "not announced" in judge.objection(linux.at(t.TRACED))
+    announce(linux, t.TRACED, tinykernel.rel32("e8", t.TRACED, t.FTRACE_STUB))
+    assert judge.objection(linux.at(t.TRACED)) == ""
+    assert "not announced" in judge.objection(linux.at(t.LABEL))
+    announce(linux, t.LABEL, b"\x90" * 5)
+    assert "none that this mechanism makes" in judge.objection(linux.at(t.LABEL))
+    assert "nothing patches" in judge.objection(linux.at(t.VICTIM))
+    assert judge.objection(linux.at(t.LOCK)) == ""
