@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from undercroft.base import EnvironmentFault, FormatError
-from undercroft.formats.kernel import KernelImage, load_kernel
+from undercroft.formats.kernel import KernelImage, KernelModule, load_kernel
+from undercroft.formats.kernel import profile as kernel_profile
 from undercroft.guests.info import GuestInfo
-from undercroft.guests.manifest import load_build
+from undercroft.guests.manifest import GuestBuild, load_build
 from undercroft.guests.run import Guest as RunningGuest
 from undercroft.packages.deb import read_deb
+from undercroft.packages.profiles import ProfileStore
 from undercroft.policy import Policy, parse_policy
 from undercroft.securekernel.guest import Guest
 from undercroft.securekernel.hypervisor import dump, qemu
+from undercroft.securekernel.linux.modules_text import ModuleLibrary
 
 _POLICIES = Path(__file__).parent / "policy" / "policies"
 
@@ -35,25 +38,47 @@ def shipped_policy(name: str) -> Policy:
     return parse_policy((_POLICIES / f"{name}.toml").read_text())
 
 
+def no_modules(_name: str) -> KernelModule | None:
+    """Give no module: the library of a kernel that is known by its vmlinuz alone."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReference:
+    """The kernel that a guest is meant to run, and its package's modules.
+
+    ``profile`` is None if only a vmlinuz is known: then nothing can be said of any module.
+    """
+
+    image: KernelImage
+    library: ModuleLibrary
+    profile: kernel_profile.KernelProfile | None
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A guest to look at: how it is seen, its kernel package, and what we know if it is ours."""
+    """A guest to look at: how it is seen, what it is meant to run, what we know if it is ours."""
 
     guest: Guest
-    image: KernelImage
+    kernel: KernelReference
     info: GuestInfo | None
+
+    @property
+    def image(self) -> KernelImage:
+        """The kernel that it is meant to run."""
+        return self.kernel.image
 
 
 def open_target(text: str, kernel: Path | None = None) -> Target:
     """Attach to ``text``: ``qemu:<name or pid>`` or ``dump:<file>``.
 
-    ``kernel`` is the vmlinuz or .deb that the guest is meant to run; a guest of ours knows its
-    own. Raises EnvironmentFault with what to do.
+    ``kernel`` is the package (.deb), profile or vmlinuz of the kernel that the guest is meant to
+    run; a guest of ours knows its own.  Raises EnvironmentFault with what to do.
     """
     scheme, _, name = text.partition(":")
     if scheme == "dump" and name:
-        image = _named_kernel(kernel, text)
-        return Target(dump.DumpGuest(Path(name)), image, None)
+        reference = _named_kernel(kernel, text)
+        return Target(dump.DumpGuest(Path(name)), reference, None)
     if scheme != "qemu" or not name:
         raise EnvironmentFault(
             "not a target that can be attached to",
@@ -62,14 +87,17 @@ def open_target(text: str, kernel: Path | None = None) -> Target:
             remedy="undercroft guest list",
         )
     if name.isdecimal():
-        image = _named_kernel(kernel, text)
-        return Target(qemu.attach(name), image, None)
+        reference = _named_kernel(kernel, text)
+        return Target(qemu.attach(name), reference, None)
     info = RunningGuest.load(home(), name).info
-    image = load_kernel(read_kernel(kernel or load_build(info.build.parent).kernel.path))
-    return Target(qemu.attach(str(info.qmp), name=name), image, info)
+    if kernel is not None:
+        reference = open_kernel(kernel)
+    else:
+        reference = _own_kernel(load_build(info.build.parent))
+    return Target(qemu.attach(str(info.qmp), name=name), reference, info)
 
 
-def _named_kernel(kernel: Path | None, target: str) -> KernelImage:
+def _named_kernel(kernel: Path | None, target: str) -> KernelReference:
     """Load the kernel of a guest that we did not start: it has to be named."""
     if kernel is None:
         raise EnvironmentFault(
@@ -77,7 +105,45 @@ def _named_kernel(kernel: Path | None, target: str) -> KernelImage:
             where=target,
             remedy="name its package or vmlinuz with --kernel",
         )
-    return load_kernel(read_kernel(kernel))
+    return open_kernel(kernel)
+
+
+def _own_kernel(build: GuestBuild) -> KernelReference:
+    """Return the kernel of a guest that we built, with the modules of the verified package."""
+    name = f"linux-image-{build.kernel_release}"
+    for package in build.packages:
+        if package.name == name and package.path.is_file():
+            profile = profiles().of_package(package.path, sha256=package.sha256)
+            return KernelReference(profile.kernel, profile.module, profile)
+    return KernelReference(load_kernel(read_kernel(build.kernel.path)), no_modules, None)
+
+
+def profiles() -> ProfileStore:
+    """Return the kernel profiles that were made here."""
+    return ProfileStore(home() / "profiles")
+
+
+def open_kernel(path: Path) -> KernelReference:
+    """Open a kernel's package (.deb), its profile, or its vmlinuz.
+
+    Raises EnvironmentFault, FormatError or VerificationError.
+    """
+    data = read_file(path)
+    if data.startswith(b"!<arch>\n"):
+        profile = profiles().of_package(path)
+    elif data.startswith(kernel_profile.MAGIC):
+        profile = kernel_profile.parse_profile(data)
+    else:
+        return KernelReference(load_kernel(data), no_modules, None)
+    return KernelReference(profile.kernel, profile.module, profile)
+
+
+def read_file(path: Path) -> bytes:
+    """Return what is in a file.  Raises EnvironmentFault if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read: {error.strerror}", where=str(path)) from error
 
 
 def read_kernel(path: Path) -> bytes:
@@ -85,10 +151,7 @@ def read_kernel(path: Path) -> bytes:
 
     Raises EnvironmentFault if it cannot be read, FormatError if the package has not exactly one.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise EnvironmentFault(f"cannot read: {error.strerror}", where=str(path)) from error
+    data = read_file(path)
     if not data.startswith(b"!<arch>\n"):
         return data
     found = [e.data for e in read_deb(data, lambda name: name.startswith("/boot/vmlinuz-"))]

@@ -89,7 +89,7 @@ def _collect(target: str, kernel: Path | None, policy: Policy, *, host_tpm: bool
     with connect_vtpm(info) as client:
         trust = enrol_guest(client, info, wiring.home(), dt.datetime.now(dt.UTC))
         references = guest_references(info, wiring.home(), trust.ek_certificate)
-        secure_kernel = SecureKernel(opened.guest, opened.image)
+        secure_kernel = SecureKernel(opened.guest, opened.image, opened.kernel.library)
         challenge = new_challenge(policy, int(time.time()))
         evidence = collect(secure_kernel, client, challenge, lambda: machine_facts(info, client))
     if host_tpm:

@@ -22,7 +22,10 @@ from undercroft.securekernel.traps.guard import Mode
 
 Target = Annotated[str, typer.Argument(help="qemu:NAME, qemu:PID or dump:FILE")]
 Kernel = Annotated[
-    Path | None, typer.Option(help="The vmlinuz or .deb that the guest is meant to run.")
+    Path | None,
+    typer.Option(
+        help="Package (.deb), profile or vmlinuz of the kernel that the guest is meant to run."
+    ),
 ]
 
 _STATUS = {
@@ -42,7 +45,7 @@ def inspect(
     Nothing is quoted and no policy is applied: these are the secure kernel's facts.
     """
     opened = wiring.open_target(target, kernel)
-    record = SecureKernel(opened.guest, opened.image).record()
+    record = SecureKernel(opened.guest, opened.image, opened.kernel.library).record()
     if as_json:
         document = {
             "guest": record.guest,
@@ -99,7 +102,12 @@ def attach(
     """
     opened = wiring.open_target(target, kernel)
     if traps is None:
-        _watch(SecureKernel(opened.guest, opened.image), interval, seconds, as_json)
+        _watch(
+            SecureKernel(opened.guest, opened.image, opened.kernel.library),
+            interval,
+            seconds,
+            as_json,
+        )
         return
     if not isinstance(opened.guest, QemuGuest):
         raise EnvironmentFault("only a guest of QEMU can be trapped", where=target)
@@ -108,7 +116,13 @@ def attach(
     second = wiring.open_target(target, kernel).guest
     assert isinstance(second, QemuGuest)
     with TrappedKernel(
-        opened.guest, opened.image, traps, log=traps_log, snapshot=snapshot, second=second
+        opened.guest,
+        opened.image,
+        traps,
+        library=opened.kernel.library,
+        log=traps_log,
+        snapshot=snapshot,
+        second=second,
     ) as trapped:
         confine()
         _watch(trapped, interval, seconds, as_json)

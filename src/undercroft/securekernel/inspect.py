@@ -32,6 +32,7 @@ from undercroft.securekernel.linux import (
 from undercroft.securekernel.linux.facts import Observer
 from undercroft.securekernel.linux.ima import read_ima_list
 from undercroft.securekernel.linux.live import LiveKernel, StructureError
+from undercroft.securekernel.linux.modules_text import ModuleLibrary
 from undercroft.securekernel.linux.tcglog import read_event_log
 from undercroft.securekernel.linux.text import KernelTextProof
 
@@ -40,18 +41,27 @@ SLOW_S = 2.0
 
 
 class SecureKernel:
-    """Looks at one guest, again and again.  ``image`` is the kernel that it is meant to run."""
+    """Looks at one guest, again and again.
 
-    def __init__(self, guest: Guest, image: KernelImage) -> None:
+    ``image`` is the kernel that it is meant to run.  ``library`` gives the modules of its
+    package; without one no module's code is compared, and no fact speaks of it.
+    """
+
+    def __init__(
+        self, guest: Guest, image: KernelImage, library: ModuleLibrary | None = None
+    ) -> None:
         self.guest = guest
         self.image = image
+        self.library = library
         self.proof = self._attach()
         self._slow: tuple[float, list[Finding]] = (0.0, [])
         self._state: State | None = None
 
     def _attach(self) -> KernelTextProof:
         guest = self.guest
-        return KernelTextProof.attach(guest.memory, guest.vcpus(), self.image, paused=guest.paused)
+        return KernelTextProof.attach(
+            guest.memory, guest.vcpus(), self.image, paused=guest.paused, library=self.library
+        )
 
     def facts(self) -> list[Finding]:
         """Return every fact, as of now.  Raises GuestGone if the guest ended."""

@@ -18,6 +18,7 @@ from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.linux import cpu_state
 from undercroft.securekernel.linux.facts import Observer
+from undercroft.securekernel.linux.modules_text import ModuleLibrary
 from undercroft.securekernel.traps.attach import find_uncovered, guard_kernel
 from undercroft.securekernel.traps.guard import Guard, GuardStatus, Mode
 from undercroft.securekernel.traps.sampling import RegisterSampler
@@ -44,11 +45,12 @@ class TrappedKernel(SecureKernel):
         image: KernelImage,
         mode: Mode,
         *,
+        library: ModuleLibrary | None = None,
         log: Path | None = None,
         snapshot: Path | None = None,
         second: QemuGuest | None = None,
     ) -> None:
-        super().__init__(guest, image)
+        super().__init__(guest, image, library)
         self._ranges: tuple[HostRange, ...] = guest.host_ranges()
         self._pid = guest.pid
         self._violations: list[Change] = []

@@ -1,0 +1,53 @@
+"""Kernel profiles that were made here, kept by the digest of the package each was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from undercroft.base import EnvironmentFault, FormatError, VerificationError
+from undercroft.formats.kernel.profile import VERSION, KernelProfile, parse_profile
+from undercroft.packages.kernel_profile import build_profile, package_identity
+
+
+class ProfileStore:
+    """The folder with the profiles.  It is trusted: whoever writes there decides what is good."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def of_package(
+        self, deb: Path, *, sha256: str = "", say: Callable[[str], None] = lambda _text: None
+    ) -> KernelProfile:
+        """Return the profile of a kernel package; make it if it is not there yet.
+
+        Every module's signature is verified when it is made.  ``sha256`` is what the package
+        must have.  Raises EnvironmentFault, FormatError and VerificationError.
+        """
+        try:
+            data = deb.read_bytes()
+        except OSError as error:
+            raise EnvironmentFault(
+                f"cannot read the package: {error.strerror}", where=str(deb)
+            ) from error
+        digest = hashlib.sha256(data).hexdigest()
+        if sha256 and digest != sha256:
+            raise VerificationError(
+                "archive.package",
+                f"{deb.name} is not the package that was verified",
+                expected=sha256,
+                got=digest,
+            )
+        kept = self._folder / f"{digest}-{VERSION}.profile"
+        try:
+            return parse_profile(kept.read_bytes())
+        except (FileNotFoundError, FormatError):
+            say("verifying the modules of the kernel's package")
+        profile = build_profile(data, package_identity(data), [])
+        self._folder.mkdir(parents=True, exist_ok=True)
+        new = kept.with_suffix(f".{os.getpid()}")
+        new.write_bytes(profile)
+        new.rename(kept)
+        return parse_profile(profile)
