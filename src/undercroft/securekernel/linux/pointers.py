@@ -7,12 +7,13 @@ is vouched for, or nowhere (NULL).  That holds for every ops table, notifier, ti
 .data, whatever its type.
 
 Besides, no word of .data, .bss or the read-only-after-init data may lead into code that nobody
-vouches for: a foreign module, or executable memory without an owner.
+vouches for: a foreign module, or executable memory without an owner.  Left out are the few places
+that hold addresses of code and are never called through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,22 @@ SPEC = FactSpec(
 )
 _MAX_LISTED = 64
 
+_NO_POINTERS = (
+    # What the kernel gives back to its allocator (arch/x86/mm/mem_encrypt_amd.c,
+    # mem_encrypt_free_decrypted_mem) is no longer its data: anything may lie there.
+    ("__start_bss_decrypted_unused", "__end_bss_decrypted"),
+    # The stack of the first task, with the return addresses of calls long done
+    # (include/asm-generic/vmlinux.lds.h, INIT_TASK_DATA; other names since Linux 6.10).
+    ("__start_init_task", "__end_init_task"),
+    ("__start_init_stack", "__end_init_stack"),
+    # Where the modules' memory starts and ends (kernel/module/main.c, struct mod_tree_root), and
+    # the deepest stack that the stack tracer saw (kernel/trace/trace_stack.c, 500 entries).
+    ("mod_tree", "mod_tree_root"),
+    ("stack_dump_trace", 500 * 8),
+)
+"""Data that holds addresses of code and is never called through: a first symbol, and where it
+ends: a symbol, the size of a struct, or a size in bytes."""
+
 
 class DataPointers:
     """The pointers that the signed kernel's file initialises in data that stays: made once.
@@ -50,7 +67,8 @@ class DataPointers:
             (image.offset("__start_ro_after_init"), image.offset("__end_ro_after_init")),
             (image.offset("_sdata"), image.offset("_edata")),
         ]
-        self.scanned = [*self.spans, (image.offset("__bss_start"), image.offset("__bss_stop"))]
+        bss = (image.offset("__bss_start"), image.offset("__bss_stop"))
+        self.scanned = without([*self.spans, bss], _no_pointers(image))
         memory = np.frombuffer(image.memory, dtype=np.uint8)
         places = image.relocations.r64
         places = places[(places >= 0) & (places + 8 <= len(memory))]
@@ -105,6 +123,36 @@ class DataPointers:
                         place,
                         _anomaly(kernel, code, place, target, f"it leads into {suspect.name}"),
                     )
+
+
+def _no_pointers(image: KernelImage) -> Iterator[tuple[int, int]]:
+    """Yield [start, end) of each part of ``_NO_POINTERS`` that this kernel has."""
+    for first, last in _NO_POINTERS:
+        address = image.symbols.get(first)
+        if address is None:
+            continue
+        start = address - image.link_base
+        if isinstance(last, int):
+            yield start, start + last
+        elif (end := image.symbols.get(last)) is not None:
+            yield start, end - image.link_base
+        else:
+            yield start, start + image.btf.size_of(last)
+
+
+def without(
+    spans: Iterable[tuple[int, int]], holes: Iterable[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Return what is left of ``spans`` once ``holes`` are cut out; all are [start, end)."""
+    left = list(spans)
+    for low, high in holes:
+        cut = [
+            part
+            for start, end in left
+            for part in ((start, min(end, low)), (max(start, high), end))
+        ]
+        left = [(start, end) for start, end in cut if start < end]
+    return left
 
 
 def _anomaly(kernel: LiveKernel, code: CodeMap, place: int, target: int, rule: str) -> Anomaly:

@@ -18,9 +18,19 @@ from undercroft.testing.fakecode import BAD_MODULE, GOOD_MODULE, TEXT, FakeCode
 from undercroft.testing.fakekernel import LINK_BASE
 
 RO, DATA, BSS = 0x200000, 0x202000, 0x204000
-SIZE = 0x1000
+SIZE, BSS_SIZE = 0x1000, 0x3000
 OPS, UNALIGNED, RO_HOOK, NUMBER = DATA + 0x10, DATA + 0x83, RO + 0x20, DATA + 0x100
 """Where pointers stand: an ops table, a packed struct, ro-after-init data; and a plain number."""
+
+NO_POINTERS = {
+    "__start_init_task": DATA + 0xC00,
+    "__end_init_task": DATA + SIZE,
+    "mod_tree": DATA + 0x400,
+    "stack_dump_trace": BSS + 0x100,
+    "__start_bss_decrypted_unused": BSS + 0x2000,
+    "__end_bss_decrypted": BSS + BSS_SIZE,
+}
+STACK_TRACE = 500 * 8
 
 
 def function(number: int) -> int:
@@ -38,18 +48,19 @@ class Guest(FakeCode):
             "_sdata": DATA,
             "_edata": DATA + SIZE,
             "__bss_start": BSS,
-            "__bss_stop": BSS + SIZE,
+            "__bss_stop": BSS + BSS_SIZE,
         }
         names = self.image.symbols.names
         names |= {name: LINK_BASE + at for name, at in spans.items()}
         names |= {"tcp_prot": LINK_BASE + OPS, "a_hook": LINK_BASE + BSS + 0x40}
+        names |= {name: LINK_BASE + at for name, at in NO_POINTERS.items()}
         memory = bytearray(BSS)
         self.file = {OPS: function(1), UNALIGNED: function(2), RO_HOOK: function(3)}
         data_pointer = {DATA + 0x200: LINK_BASE + DATA}
         for at, value in (self.file | data_pointer).items():
             struct.pack_into("<Q", memory, at, value)
-        for at in (RO, DATA, BSS):
-            self.guest.map(LINK_BASE + at + self.slide, SIZE)
+        for at, size in ((RO, SIZE), (DATA, SIZE), (BSS, BSS_SIZE)):
+            self.guest.map(LINK_BASE + at + self.slide, size)
         for at, value in (self.file | data_pointer).items():
             self.set(at, value + self.slide)
         places = [*self.file, *data_pointer, 0x100, BSS + 0x10]  # the last two are not looked at
@@ -59,6 +70,8 @@ class Guest(FakeCode):
             memory=bytes(memory),
             relocations=SimpleNamespace(r64=np.array(places, dtype=np.int64)),
             offset=lambda name: names[name] - LINK_BASE,
+            symbols=self.image.symbols,
+            btf=SimpleNamespace(size_of={"mod_tree_root": 40}.__getitem__),
         )
         self.pointers = pointers.DataPointers(cast(KernelImage, image))
 
@@ -125,6 +138,35 @@ def test_a_hook_in_zeroed_data_is_found_by_where_it_leads(fake: Guest, where: st
     fake.set(BSS + 0x40, BAD_MODULE + 8 if where == "foreign module" else fake.stray())
     found = fake.only()
     assert found["pointer"] == "a_hook"
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param(NO_POINTERS["mod_tree"] + 0x18, id="where the modules start"),
+        pytest.param(DATA + 0xC00, id="the end of the first task's stack"),
+        pytest.param(DATA + SIZE - 8, id="the start of the first task's stack"),
+        pytest.param(BSS + 0x100, id="the deepest stack, first"),
+        pytest.param(BSS + 0x100 + STACK_TRACE - 8, id="the deepest stack, last"),
+        pytest.param(BSS + 0x2000, id="a page given back"),
+        pytest.param(BSS + BSS_SIZE - 8, id="the last word given back"),
+    ],
+)
+def test_addresses_of_a_foreign_module_that_nobody_calls_are_no_hooks(fake: Guest, at: int) -> None:
+    fake.set(at, BAD_MODULE)
+    assert fake.look().outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        *(NO_POINTERS["mod_tree"] - 8, NO_POINTERS["mod_tree"] + 40),
+        *(DATA + 0xC00 - 8, BSS + 0x100 - 8, BSS + 0x100 + STACK_TRACE, BSS + 0x2000 - 8),
+    ],
+)
+def test_the_words_beside_them_are_looked_at(fake: Guest, at: int) -> None:
+    fake.set(at, BAD_MODULE)
+    assert fake.only()["rule"] == "it leads into bad"
 
 
 def test_a_plain_number_is_no_pointer(fake: Guest) -> None:
