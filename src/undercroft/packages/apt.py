@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _KEYRING_NAMES = ("debian-archive-",)
 UPDATE_TIMEOUT_S = 600.0
 DOWNLOAD_TIMEOUT_S = 900.0
+
+_INSTALLS = re.compile(r"^Inst ([a-z0-9][a-z0-9+.-]+) \(([A-Za-z0-9.+:~-]+) ", re.M)
 
 _CONFIGURATION = """\
 // Written by undercroft: apt with its state in this folder.
@@ -180,6 +183,17 @@ class PrivateApt:
         rows = [line.split("\t") for line in text.splitlines() if line.count("\t") == 2]
         found = [IndexTarget(key, suite.rstrip("/"), Path(path)) for key, suite, path in rows]
         return tuple(target for target in found if target.path.is_file())
+
+    def resolve(self, wanted: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Return name and version of all that ``wanted`` needs on an empty system, sorted.
+
+        ``wanted`` are names or apt patterns (``?essential``).  Recommendations are left out.
+        What apt answers is only a choice: each package is verified when it is fetched.
+        """
+        text = self._run(
+            "-s", "-o", "APT::Install-Recommends=false", "install", *wanted, timeout=120
+        )  # fmt: skip
+        return tuple(sorted({(m[1], m[2]) for m in _INSTALLS.finditer(text)}))
 
     def download(self, name: str, version: str, architecture: str, into: Path) -> Path:
         """Fetch one package file into the folder ``into`` and return its path there."""

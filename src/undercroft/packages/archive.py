@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +50,9 @@ class Transport(Protocol):
 
     def targets(self) -> tuple[IndexTarget, ...]:
         """Return the indexes that are on disk."""
+
+    def resolve(self, wanted: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Return name and version of all that ``wanted`` needs on an empty system."""
 
     def download(self, name: str, version: str, architecture: str, into: Path) -> Path:
         """Fetch one package file and return its path."""
@@ -253,3 +256,13 @@ class Archive:
     def fetch_all(self, names: Iterable[str]) -> tuple[VerifiedPackage, ...]:
         """Fetch several packages; see :meth:`fetch`."""
         return tuple(self.fetch(name) for name in names)
+
+    def fetch_closure(self, wanted: Sequence[str]) -> tuple[VerifiedPackage, ...]:
+        """Fetch everything that ``wanted`` needs on an empty system, sorted by name.
+
+        ``wanted`` are names or apt patterns; recommendations are left out.
+        """
+        _ = self.indexes  # apt answers from lists; they have to be there, and verified
+        with self._locked():
+            chosen = self._apt.resolve(wanted)
+        return tuple(self.fetch(name, version) for name, version in chosen)

@@ -124,3 +124,17 @@ def test_the_machine_s_own_rule_for_old_lists(
 def test_the_architecture_has_debian_s_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert machine_architecture() == "amd64"
+
+
+def test_what_apt_would_install_is_read_from_its_simulation(
+    tmp_path: Path, scripts: Scripts
+) -> None:
+    scripts(
+        apt_get=f'echo "$@" > {tmp_path}/asked; '
+        'echo "Inst libc6 (2.36-9+deb12u13 Debian:12.12/oldstable [amd64])"; '
+        'echo "Inst apt (2.6.1 Debian:12.12/oldstable [amd64]) []"; '
+        'echo "Conf libc6 (2.36-9+deb12u13 Debian:12.12/oldstable [amd64])"'
+    )
+    chosen = PrivateApt(tmp_path, codename="bookworm").resolve(["?essential", "apt"])
+    assert chosen == (("apt", "2.6.1"), ("libc6", "2.36-9+deb12u13"))
+    assert (tmp_path / "asked").read_text().endswith("install ?essential apt\n")

@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,10 @@ class FakeTransport:
         path = self.lists / "m_main_binary-amd64_Packages"
         target = IndexTarget("main/binary-amd64/Packages", self.suite, path)
         return (target,) if path.is_file() else ()
+
+    def resolve(self, wanted: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        self.log.append(f"resolve {' '.join(wanted)}")
+        return (("true", "1.0-1"),)
 
     def download(self, name: str, version: str, architecture: str, into: Path) -> Path:
         self.log.append(f"download {name} {version} {architecture}")
@@ -222,3 +227,11 @@ def test_the_index_is_checked(tmp_path: Path, transport: FakeTransport) -> None:
     with pytest.raises(VerificationError) as caught:
         archive.find("true")
     assert caught.value.check == "archive.index"
+
+
+def test_what_apt_chooses_is_verified_like_anything_else(
+    tmp_path: Path, transport: FakeTransport
+) -> None:
+    (package,) = _archive(tmp_path, transport).fetch_closure(["?essential"])
+    assert (package.name, package.provenance.grade) == ("true", Grade.PACKAGE)
+    assert transport.log[:3] == ["configure", "update", "resolve ?essential"]
