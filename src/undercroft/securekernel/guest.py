@@ -6,6 +6,7 @@ memory and the vCPU values only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -35,6 +36,12 @@ class Guest(Protocol):
 
     def vcpus(self) -> tuple[VcpuState, ...]:
         """Return the registers of every vCPU, all of one instant; empty if none are known."""
+
+    def cpuid(self) -> tuple[Mapping[tuple[int, int, str], int], ...]:
+        """Return the feature registers that each vCPU is shown, by leaf, subleaf and register.
+
+        Empty if nobody can tell.
+        """
 
     def paused(self) -> AbstractContextManager[None]:
         """Hold every vCPU still inside the ``with`` block.  May be nested."""

@@ -19,6 +19,7 @@ from undercroft.securekernel.linux import (
     closure,
     cpu_state,
     creds,
+    features,
     hooks,
     inodes,
     modules,
@@ -69,7 +70,7 @@ class SecureKernel:
         if (live := self._live()) is not None:
             observer = Observer(self.guest.paused)
             if self._state is None:
-                self._state = State(self.image)
+                self._state = State(self.image, self.proof)
             for look in LOOKS:
                 findings += look(live, self.guest, observer, self._state)
         self.guest.check_alive()
@@ -141,7 +142,8 @@ class SecureKernel:
 class State:
     """What the looks keep between them: from the package once, from the guest as first seen."""
 
-    def __init__(self, image: KernelImage) -> None:
+    def __init__(self, image: KernelImage, proof: KernelTextProof) -> None:
+        self.proof = proof
         self.pointers = pointers.DataPointers(image)
         self.security = security.SecurityState(image)
         self.credentials = creds.Credentials()
@@ -153,6 +155,10 @@ Findings = tuple[Finding, ...]
 
 def _cpu_state(kernel: LiveKernel, guest: Guest, observer: Observer, _: State) -> Findings:
     return cpu_state.collect(kernel, guest.vcpus, observer)
+
+
+def _features(kernel: LiveKernel, guest: Guest, _: Observer, state: State) -> Findings:
+    return (features.collect(kernel, state.proof.replay, guest.cpuid),)
 
 
 def _closure(kernel: LiveKernel, guest: Guest, observer: Observer, _: State) -> Findings:
@@ -187,6 +193,7 @@ def _user_code(kernel: LiveKernel, _: Guest, observer: Observer, state: State) -
 
 
 LOOKS: tuple[Callable[[LiveKernel, Guest, Observer, State], Findings], ...] = (
+    _features,
     _cpu_state,
     _closure,
     _targets,

@@ -5,7 +5,7 @@ What a test puts at virtual addresses is found through the same page walk as in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from undercroft.base import MemoryFault
@@ -73,6 +73,7 @@ class FakeGuest:
         self._next = PAGE_SIZE  # frame 0 stays free: a zero pointer is never a table
         self.cr3 = self.frame()
         self.states: tuple[VcpuState, ...] = (self.vcpu(0),)
+        self.cpuids: tuple[Mapping[tuple[int, int, str], int], ...] = ()
         self.pauses = 0
 
     @property
@@ -102,6 +103,10 @@ class FakeGuest:
     def vcpus(self) -> tuple[VcpuState, ...]:
         """Return the vCPUs that the test set."""
         return self.states
+
+    def cpuid(self) -> tuple[Mapping[tuple[int, int, str], int], ...]:
+        """Return what the test set."""
+        return self.cpuids
 
     @contextmanager
     def paused(self) -> Iterator[None]:

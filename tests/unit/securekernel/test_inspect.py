@@ -39,7 +39,7 @@ class Scene:
         self.attached = 0
         self.proof = FakeProof(located)
         monkeypatch.setattr(inspect, "LOOKS", (self._slow,))
-        monkeypatch.setattr(inspect, "State", lambda _: None)
+        monkeypatch.setattr(inspect, "State", lambda *_: None)
         monkeypatch.setattr("undercroft.securekernel.inspect.time.monotonic", lambda: self.now)
         monkeypatch.setattr(SecureKernel, "_attach", lambda _: self._attach())
         image = SimpleNamespace(release="6.1.0", build_id="ab" * 20)

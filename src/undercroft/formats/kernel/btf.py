@@ -16,6 +16,7 @@ _MAGIC = 0xEB9F
 _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
 _MEMBER = struct.Struct("<III")
+_ENUMERATOR = struct.Struct("<Ii")
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF = 1, 2, 3, 4, 5, 6, 7, 8
 VOLATILE, CONST, RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC = 9, 10, 11, 12, 13, 14, 15
@@ -214,6 +215,16 @@ class Btf:
         assert found is not None  # split() yields at least one part
         self._paths[name, path] = found, offset // 8
         return found, offset // 8
+
+    def enumerators(self, name: str) -> dict[str, int]:
+        """Return the names and values of the 32-bit enum ``name``."""
+        found = self._by_name.get((ENUM, name))
+        if found is None:
+            raise FormatError(_FORMAT, 0, f"there is no enum {name}")
+        _, flags, _ = self._header(found)
+        at = self._at[found] + 12
+        rows = (_ENUMERATOR.unpack_from(self._types, at + 8 * n) for n in range(flags & 0xFFFF))
+        return {self._string(name): value for name, value in rows}
 
     def offset_of(self, name: str, path: str) -> int:
         """Return the offset in bytes of member ``path`` ("a.b.c") in struct ``name``."""

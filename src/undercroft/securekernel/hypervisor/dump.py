@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,10 @@ class DumpGuest:
     def vcpus(self) -> tuple[VcpuState, ...]:
         """Return the registers that the dump holds; empty if it holds none."""
         return self._vcpus
+
+    def cpuid(self) -> tuple[Mapping[tuple[int, int, str], int], ...]:
+        """A dump does not tell."""
+        return ()
 
     @contextmanager
     def paused(self) -> Iterator[None]:

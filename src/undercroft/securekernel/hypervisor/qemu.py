@@ -95,6 +95,23 @@ class QemuGuest:
             data = os.pread(descriptor, MAX_DEVICE_STATE, 0) if saved else b""
         return merge_registers(printed, data)
 
+    def cpuid(self) -> tuple[Mapping[tuple[int, int, str], int], ...]:
+        """Return the feature registers of every vCPU, as QEMU says that it shows them.
+
+        They are what is left of the CPU model after the accelerator's limits.
+        """
+        with self._connected() as session:
+            answer = session.execute("query-cpus-fast")
+            paths = [
+                str(entry["qom-path"])
+                for entry in (answer if isinstance(answer, list) else ())
+                if isinstance(entry, Mapping) and "qom-path" in entry
+            ]
+            try:
+                return tuple(_feature_words(session, path) for path in paths)
+            except QmpError:  # not an x86 CPU, or a QEMU without the property
+                return ()
+
     def host_ranges(self) -> tuple[HostRange, ...]:
         """Return where QEMU's own address space has each range of guest RAM."""
         with self._connected() as session:
@@ -215,6 +232,18 @@ def _property(session: QmpClient, backend: str, name: str) -> str:
         return str(session.execute("qom-get", {"path": f"/objects/{backend}", "property": name}))
     except QmpError:
         return ""
+
+
+def _feature_words(session: QmpClient, path: str) -> Mapping[tuple[int, int, str], int]:
+    answer = session.execute("qom-get", {"path": path, "property": "feature-words"})
+    found: dict[tuple[int, int, str], int] = {}
+    for entry in answer if isinstance(answer, list) else ():
+        if isinstance(entry, Mapping):
+            leaf, subleaf = entry.get("cpuid-input-eax"), entry.get("cpuid-input-ecx", 0)
+            register, features = entry.get("cpuid-register"), entry.get("features")
+            if isinstance(leaf, int) and isinstance(subleaf, int) and isinstance(features, int):
+                found[leaf, subleaf, str(register)] = features
+    return found
 
 
 def _host_address(session: QmpClient, paddr: int) -> int:

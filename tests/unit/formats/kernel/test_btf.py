@@ -126,3 +126,10 @@ def test_only_format_errors_escape(noise: bytes) -> None:
             types.kind(type_id)
     except FormatError:
         pass
+
+
+def test_enumerators() -> None:
+    types = Btf(section(header("outer", btf.ENUM, 2, 4) + struct.pack("<IiIi", 1, 7, at("a"), -1)))
+    assert types.enumerators("outer") == {"u64": 7, "a": -1}
+    with pytest.raises(FormatError, match="no enum inner"):
+        types.enumerators("inner")
