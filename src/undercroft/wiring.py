@@ -18,6 +18,7 @@ from undercroft.policy import Policy, parse_policy
 from undercroft.securekernel.guest import Guest
 from undercroft.securekernel.hypervisor import dump, qemu
 from undercroft.securekernel.linux.modules_text import ModuleLibrary
+from undercroft.service.accepted import AcceptedStates
 
 _POLICIES = Path(__file__).parent / "policy" / "policies"
 
@@ -31,6 +32,11 @@ def home() -> Path:
         return Path(explicit)
     state = os.environ.get("XDG_STATE_HOME")
     return (Path(state) if state else Path.home() / ".local" / "state") / "undercroft"
+
+
+def accepted_states() -> AcceptedStates:
+    """Return what was accepted of each attestation key, kept under :func:`home`."""
+    return AcceptedStates(home() / "verifier" / "accepted")
 
 
 def shipped_policy(name: str) -> Policy:

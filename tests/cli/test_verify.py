@@ -49,13 +49,15 @@ def saved(folder: Path, case: Case) -> Path:
     return folder
 
 
-def verify(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def verify(
+    *arguments: str | Path, home: str | Path = "/nonexistent"
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "undercroft.cli", "verify", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
-        env={"COLUMNS": "200", "PATH": "/usr/bin"},
+        env={"COLUMNS": "200", "PATH": "/usr/bin", "UNDERCROFT_HOME": str(home)},
     )
 
 
@@ -90,7 +92,23 @@ def test_a_missing_fact_is_not_enough_with_status_4(tmp_path: Path) -> None:
 
 
 def test_old_evidence_affirms_nothing_now(honest: Case, tmp_path: Path) -> None:
-    assert verify(saved(tmp_path, honest), "--at", "now").returncode == 4
+    case = saved(tmp_path / "case", honest)
+    assert verify(case, "--at", "now", home=tmp_path).returncode == 4
+
+
+def test_evidence_of_a_vtpm_that_went_back_is_refused(tmp_path: Path) -> None:
+    guest = SimulatedGuest(boot=standard_boot(secure_boot=False))
+    older = saved(tmp_path / "older", case_of(guest))
+    guest.attester.advance(1)
+    newer = saved(tmp_path / "newer", case_of(guest))
+    assert verify(newer, "--at", "now", home=tmp_path).returncode == 4
+    assert verify(newer, "--at", "now", home=tmp_path).returncode == 4, "the same again"
+    refused = verify(older, "--at", "now", home=tmp_path)
+    assert refused.returncode == 5
+    assert "quote.clock" in refused.stderr
+    assert "rolled back or cloned" in refused.stderr
+    assert verify(older, "--at", "now", "--no-state", home=tmp_path).returncode == 4
+    assert verify(older, home=tmp_path).returncode == 0, "as it was appraised at the time"
 
 
 def test_a_time_that_is_none_is_refused(honest: Case, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from undercroft import wiring
 from undercroft.base import EnvironmentFault
 from undercroft.cli import render
 from undercroft.cli.inspect import Kernel, Target
-from undercroft.cli.verify import appraisal_json
+from undercroft.cli.verify import NoState, appraisal_json
 from undercroft.policy import Policy
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.service.casefile import Case, read_policy, save_case, save_result
@@ -24,7 +24,12 @@ from undercroft.service.collect import collect
 from undercroft.service.hosttpm import accept_host, open_host_tpm, trust_host
 from undercroft.service.machine import machine_facts
 from undercroft.service.ownguest import connect_vtpm, enrol_guest, guest_references
-from undercroft.service.verifier import ResultSigner, appraise_case, new_challenge
+from undercroft.service.verifier import (
+    ResultSigner,
+    accept_case,
+    appraise_case,
+    new_challenge,
+)
 
 app = typer.Typer(help="Collect evidence.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -51,16 +56,22 @@ def collect_command(
             help="Have the host's TPM vouch too: /dev/tpmrm0, else a program that stands in.",
         ),
     ] = False,
+    no_state: NoState = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Challenge a guest, collect its evidence, appraise it, and save it all in one folder.
 
     Enrols the guest's attestation key, derives reference values from the packages that the guest
     was built from, and signs a result. `undercroft verify` reproduces the verdict offline.
+    Evidence that is older than what was accepted of the same key (a vTPM that was rolled back)
+    is refused.
     """
     rules = read_policy(policy) if policy else wiring.shipped_policy("direct-boot")
     case = _collect(target, kernel, rules, host_tpm=host_tpm)
-    appraisal = appraise_case(case, int(time.time()))
+    if no_state:
+        appraisal = appraise_case(case, int(time.time()))
+    else:
+        case, appraisal = accept_case(case, int(time.time()), wiring.accepted_states())
     if host_tpm:
         accept_host(case.evidence, wiring.home())
     signer = ResultSigner.load(wiring.home() / "verifier")

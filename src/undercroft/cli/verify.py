@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from undercroft import wiring
 from undercroft.appraise.model import Appraisal
 from undercroft.base import EnvironmentFault, JsonValue
 from undercroft.cli import render
 from undercroft.service.casefile import load_case
-from undercroft.service.verifier import appraise_case, appraised_at
+from undercroft.service.verifier import accept_case, appraise_case, appraised_at
 
 RECORDED, NOW = "recorded", "now"
+NoState = Annotated[
+    bool,
+    typer.Option(
+        "--no-state",
+        help="Neither compare with what was accepted of this key before, nor remember this.",
+    ),
+]
 
 
 def verify(
@@ -34,6 +43,7 @@ def verify(
             help="As of when: 'recorded' (when it was appraised first), 'now', or Unix seconds."
         ),
     ] = RECORDED,
+    no_state: NoState = False,
     every: Annotated[
         bool, typer.Option("--every", help="List each check that passes, too.")
     ] = False,
@@ -41,10 +51,16 @@ def verify(
 ) -> None:
     """Appraise a saved case again, from its bytes alone.
 
-    Evidence that is not authentic gives exit status 5 and no verdict.
+    Evidence that is not authentic gives exit status 5 and no verdict. With `--at now` it must
+    also not be older than what was accepted of the same key before, and is then remembered.
     """
     loaded = load_case(case, trust=trust, references=references, policy=policy)
-    appraisal = appraise_case(loaded, _time(at, case))
+    if no_state:
+        loaded = replace(loaded, last=None)
+    if at == NOW and not no_state:
+        _, appraisal = accept_case(loaded, int(time.time()), wiring.accepted_states())
+    else:
+        appraisal = appraise_case(loaded, _time(at, case))
     if as_json:
         sys.stdout.write(json.dumps(appraisal_json(appraisal), indent=1) + "\n")
     else:

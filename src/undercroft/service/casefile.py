@@ -8,6 +8,7 @@ challenge.json      the nonce and what was asked for
 trust.json          the attestation key that may sign for this guest
 references.json     the reference values
 policy.toml         the policy
+accepted.json       what had been accepted of that key before; absent if nothing was
 result.jwt          the attestation result (EAR), signed by the verifier
 verifier.pem        the verifier's public key
 ==================  ==========================================================================
@@ -37,25 +38,32 @@ from undercroft.formats.evidence import (
 from undercroft.policy import Policy, encode_policy, parse_policy
 from undercroft.reference.model import ReferenceSet
 from undercroft.reference.serialise import encode_reference_set, parse_reference_set
+from undercroft.service.accepted import encode_accepted, parse_accepted
+from undercroft.verify.quote import AcceptedState
 
 EVIDENCE = "evidence.cmw"
 CHALLENGE = "challenge.json"
 TRUST = "trust.json"
 REFERENCES = "references.json"
 POLICY = "policy.toml"
+ACCEPTED = "accepted.json"
 RESULT = "result.jwt"
 VERIFIER = "verifier.pem"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a verdict rests on: evidence, what was asked, whom we trust, and what is good."""
+    """What a verdict rests on: evidence, what was asked, whom we trust, and what is good.
+
+    ``last`` is the state of the evidence that was accepted before it, None if there was none.
+    """
 
     evidence: Evidence
     challenge: Challenge
     trust: Trust
     references: ReferenceSet
     policy: Policy
+    last: AcceptedState | None = None
 
 
 def save_case(folder: Path, case: Case) -> None:
@@ -66,6 +74,10 @@ def save_case(folder: Path, case: Case) -> None:
     (folder / TRUST).write_bytes(encode_trust(case.trust))
     (folder / REFERENCES).write_bytes(encode_reference_set(case.references))
     (folder / POLICY).write_text(encode_policy(case.policy))
+    if case.last is None:
+        (folder / ACCEPTED).unlink(missing_ok=True)
+    else:
+        (folder / ACCEPTED).write_bytes(encode_accepted(case.trust.guest, case.last))
 
 
 def load_case(
@@ -86,7 +98,12 @@ def load_case(
         trust=parse_trust(read_part(trust or folder / TRUST)),
         references=parse_reference_set(read_part(references or folder / REFERENCES)),
         policy=read_policy(policy or folder / POLICY),
+        last=_last(folder / ACCEPTED),
     )
+
+
+def _last(path: Path) -> AcceptedState | None:
+    return parse_accepted(read_part(path)) if path.exists() else None
 
 
 def read_policy(path: Path) -> Policy:

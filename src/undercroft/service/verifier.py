@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jwt
@@ -15,13 +15,31 @@ import undercroft
 from undercroft.appraise.ear import ear_claims, sign_ear, verify_ear
 from undercroft.appraise.model import Appraisal
 from undercroft.appraise.pipeline import appraise, verify_evidence
-from undercroft.base import EnvironmentFault, FormatError, HashAlgorithm, Nonce
+from undercroft.appraise.verified import trusted_key
+from undercroft.base import (
+    EnvironmentFault,
+    FormatError,
+    HashAlgorithm,
+    Nonce,
+    VerificationError,
+)
 from undercroft.formats.ear import VerifierId
 from undercroft.formats.evidence import Challenge
 from undercroft.formats.launch import LAUNCH_PCRS
 from undercroft.policy import Policy
+from undercroft.service.accepted import AcceptedStates
 from undercroft.service.casefile import Case, load_result
+from undercroft.verify.quote import (
+    Q10_STATE,
+    Q11_FIRMWARE,
+    Q12_RESET,
+    Q13_RESTART,
+    Q14_CLOCK,
+    AcceptedState,
+)
 
+PROGRESS_CHECKS = (Q10_STATE, Q11_FIRMWARE, Q12_RESET, Q13_RESTART, Q14_CLOCK)
+"""Checks of a quote against what was accepted before it."""
 NONCE_SIZE = 32
 IMA_PCR = 10
 
@@ -38,10 +56,41 @@ def new_challenge(policy: Policy, now: int) -> Challenge:
 def appraise_case(case: Case, now: int) -> Appraisal:
     """Verify and appraise a case as of ``now`` (Unix s).
 
-    Raises FormatError or VerificationError for evidence that is not authentic.
+    Raises FormatError or VerificationError for evidence that is not authentic, or is older than
+    the case says was accepted before it.
     """
-    verified = verify_evidence(case.evidence, case.trust, case.challenge)
-    return appraise(verified, case.references, case.policy, now)
+    return _appraise(case, now)[0]
+
+
+def _appraise(case: Case, now: int) -> tuple[Appraisal, AcceptedState]:
+    verified = verify_evidence(case.evidence, case.trust, case.challenge, last=case.last)
+    appraisal = appraise(verified, case.references, case.policy, now)
+    return appraisal, verified.quote.accepted_state
+
+
+def accept_case(case: Case, now: int, states: AcceptedStates) -> tuple[Case, Appraisal]:
+    """Appraise a case that must not be older than what ``states`` say was accepted; remember it.
+
+    What is authentic is remembered, whatever the verdict.  Returns the case with the state that
+    it was held to.  Raises as :func:`appraise_case`.
+    """
+    name = trusted_key(case.trust).name
+    held = replace(case, last=states.load(name))
+    try:
+        appraisal, state = _appraise(held, now)
+    except VerificationError as error:
+        if error.check not in {check.id for check in PROGRESS_CHECKS}:
+            raise
+        raise VerificationError(
+            error.check,
+            error.what,
+            expected=error.expected,
+            got=error.got,
+            remedy="the vTPM's state was rolled back or cloned; if it was cleared by its owner "
+            f"(TPM2_Clear), remove {states.path(name)}",
+        ) from error
+    states.accept(case.trust.guest, state)
+    return held, appraisal
 
 
 def appraised_at(folder: Path) -> int:
