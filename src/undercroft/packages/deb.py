@@ -12,7 +12,7 @@ import lzma
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 import zstandard
 
@@ -26,6 +26,9 @@ MAX_FILE = 512 << 20
 MAX_ENTRIES = 500_000
 
 _NAME = "deb"
+_BLOCKS = 1 << 18
+"""Bytes that :mod:`tarfile` reads at once; a multiple of its block size."""
+T = TypeVar("T")
 _TAR_END = 1024
 """A tar archive ends with two blocks of zeros; :mod:`tarfile` would do without."""
 _AR_MAGIC = b"!<arch>\n"
@@ -80,7 +83,7 @@ class _Limited(io.RawIOBase):
         while self.read(1 << 20):
             pass
         if self.tail != bytes(_TAR_END):
-            raise FormatError(_NAME, 0, "the data member is cut short")
+            raise FormatError(_NAME, 0, "a member is cut short")
 
 
 def _decimal(field: bytes, what: str, reader: BoundedReader) -> int:
@@ -114,9 +117,18 @@ def read_ar(data: bytes) -> dict[str, bytes]:
     return members
 
 
+def ar_date(data: bytes) -> int:
+    """Return when the first member of an ``ar`` archive was made (Unix s), 0 if it does not say.
+
+    dpkg-deb writes SOURCE_DATE_EPOCH there: the date of the newest entry of the changelog.
+    """
+    text = data[len(_AR_MAGIC) + 16 : len(_AR_MAGIC) + 28].rstrip(b" ")
+    return int(text) if text.isdigit() else 0
+
+
 def _opened(name: str, data: bytes) -> BinaryIO:
     raw = io.BytesIO(data)
-    match name.removeprefix("data.tar"):
+    match name.removeprefix("data.tar").removeprefix("control.tar"):
         case "":
             return raw
         case ".xz":
@@ -126,7 +138,7 @@ def _opened(name: str, data: bytes) -> BinaryIO:
         case ".zst":
             reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
             return cast(BinaryIO, reader)
-    raise FormatError(_NAME, 0, "the data member is compressed in an unknown way", got=name)
+    raise FormatError(_NAME, 0, "a member is compressed in an unknown way", got=name)
 
 
 def normal_path(name: str) -> str:
@@ -167,14 +179,31 @@ def read_deb(deb: bytes, wanted: Callable[[str], bool] = lambda _path: True) -> 
         raise FormatError(_NAME, 0, "not a package of format 2", got=", ".join(names)[:200])
     if not names[1].startswith("control.tar") or not names[2].startswith("data.tar"):
         raise FormatError(_NAME, 0, "the members have other names", got=", ".join(names)[:200])
-    stream = _Limited(_opened(names[2], members[names[2]]), MAX_UNPACKED)
+    yield from walk_member(
+        names[2],
+        members[names[2]],
+        lambda member, tar: _entry(member, tar) if wanted(normal_path(member.name)) else None,
+    )
+
+
+def walk_member(
+    name: str, data: bytes, take: Callable[[tarfile.TarInfo, tarfile.TarFile], T | None]
+) -> Iterator[T]:
+    """Yield what ``take`` makes of each entry of a control or data member, but for None.
+
+    ``take`` may read the entry's content from the stream, then and no later.  Raises FormatError.
+    """
+    stream = _Limited(_opened(name, data), MAX_UNPACKED)
     try:
-        with tarfile.open(fileobj=cast(BinaryIO, stream), mode="r|", errorlevel=2) as tar:
+        with tarfile.open(
+            fileobj=cast(BinaryIO, stream), mode="r|", errorlevel=2, bufsize=_BLOCKS
+        ) as tar:
             for count, member in enumerate(tar):
                 if count >= MAX_ENTRIES:
                     raise FormatError(_NAME, 0, "too many entries")
-                if wanted(normal_path(member.name)):
-                    yield _entry(member, tar)
+                taken = take(member, tar)
+                if taken is not None:
+                    yield taken
         stream.finish()
     except (tarfile.TarError, lzma.LZMAError, zstandard.ZstdError, EOFError, OSError) as error:
-        raise FormatError(_NAME, 0, f"the data member is broken: {error}") from error
+        raise FormatError(_NAME, 0, f"the {name} is broken: {error}") from error

@@ -98,7 +98,12 @@ def _triples(references: ReferenceSet, writer: _Writer) -> Iterator[ReferenceTri
 
 
 def to_corim(references: ReferenceSet) -> Corim:
-    """Return ``references`` as a CoRIM.  Raises ValueError if the set is empty."""
+    """Return ``references`` as a CoRIM.
+
+    Raises ValueError if the set is empty, or has tables of packaged files.
+    """
+    if references.archives or references.states:
+        raise ValueError("tables of files and states of packages have no form in a CoRIM")
     if references.is_empty:
         raise ValueError("an empty reference set has no CoRIM: one tag needs one triple")
     writer = _Writer()

@@ -17,6 +17,7 @@ from typing import Literal
 from undercroft.base import Grade
 from undercroft.formats.ima import FileDigest, LinuxHash
 from undercroft.reference.model import Provenance, ReferenceValue
+from undercroft.reference.updates import NO_UPDATES, Updates
 
 NEAREST = 3
 """How many near misses are named."""
@@ -70,14 +71,27 @@ class FileReferences:
     each space.  Indices that only a mismatch needs are built at the first one.
     """
 
-    __slots__ = ("_accepted", "_content_id", "_indices", "_paths", "_provenances", "name")
+    __slots__ = (
+        "_accepted",
+        "_content_id",
+        "_indices",
+        "_paths",
+        "_provenances",
+        "_updates",
+        "name",
+    )
 
     def __init__(
-        self, name: str, paths: dict[bytes, tuple[_Known, ...]], provenances: Sequence[Provenance]
+        self,
+        name: str,
+        paths: dict[bytes, tuple[_Known, ...]],
+        provenances: Sequence[Provenance],
+        updates: Updates = NO_UPDATES,
     ) -> None:
         self.name = name
         self._paths = paths
         self._provenances = tuple(provenances)
+        self._updates = updates
         self._accepted: dict[tuple[bytes, str], dict[bytes, str]] = {}
         self._indices: _Indices | None = None
         self._content_id = b""
@@ -87,12 +101,12 @@ class FileReferences:
 
     @property
     def content_id(self) -> bytes:
-        """SHA-256 over every path, digest and grade: equal for references that say the same."""
+        """SHA-256 over every path, digest and label: equal for references that say the same."""
         if not self._content_id:
             state = hashlib.sha256()
             for path in sorted(self._paths):
                 known = sorted(
-                    (a.label, d, self._provenances[i].grade.value) for a, d, i in self._paths[path]
+                    (a.label, d, self.label(self._provenances[i])) for a, d, i in self._paths[path]
                 )
                 state.update(repr((path, known)).encode())
             self._content_id = state.digest()
@@ -103,23 +117,24 @@ class FileReferences:
     ) -> Mapping[bytes, str]:
         """Return the template data (up to the name's end) of every file that is known.
 
-        The value names the reference's grade.  ``digest_head`` and ``digest_size`` are those of a
+        The value is the reference's label.  ``digest_head`` and ``digest_size`` are those of a
         :class:`~undercroft.formats.ima.Run`: the table is for entries of that form only, and is
         empty if no reference fits the form.  The same few forms come again and again, so their
         tables are kept.
         """
-        algorithm = _algorithm_of(digest_head)
+        algorithm = algorithm_of(digest_head)
         if algorithm is None or algorithm.size != digest_size:
             return {}
         key = digest_head, order
         found = self._accepted.get(key)
         if found is None:
-            grades = [provenance.grade.value for provenance in self._provenances]
+            labels = list(map(self.label, self._provenances))
             found = {
-                digest_head + digest + (len(path) + 1).to_bytes(4, order) + path + b"\0": grade
+                digest_head + digest + (len(path) + 1).to_bytes(4, order) + path + b"\0": labels[
+                    source
+                ]
                 for path, known in self._paths.items()
                 for its_algorithm, digest, source in known
-                for grade in (grades[source],)
                 if its_algorithm is algorithm
             }
             self._accepted[key] = found
@@ -167,8 +182,15 @@ class FileReferences:
             return tuple(same[:NEAREST])
         at = bisect_left(index.ordered, path)
         around = index.ordered[max(at - 1, 0) : at + 1]
-        near = max(around, key=lambda known: _common(known, path), default=b"")
-        return (near,) if b"/" in path[1 : _common(near, path)] else ()
+        near = max(around, key=lambda known: common(known, path), default=b"")
+        return (near,) if b"/" in path[1 : common(near, path)] else ()
+
+    def label(self, provenance: Provenance) -> str:
+        """Return the text of the label that a file of this provenance is counted by.
+
+        The name of its grade, unless there is more to say (:class:`~.updates.Label`).
+        """
+        return self._updates.label(provenance).text
 
     def _index(self) -> _Indices:
         if self._indices is None:
@@ -194,12 +216,13 @@ def _indices(paths: Mapping[bytes, tuple[_Known, ...]]) -> _Indices:
     return _Indices(by_digest, by_basename, ordered)
 
 
-def _common(one: bytes, other: bytes) -> int:
+def common(one: bytes, other: bytes) -> int:
+    """Return how many bytes two paths have in common at the start."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _algorithm_of(digest_head: bytes) -> LinuxHash | None:
+def algorithm_of(digest_head: bytes) -> LinuxHash | None:
     """Return the algorithm of a ``d-ng`` or ``d-ngv2`` field of a plain file hash, or None.
 
     The head is the field's length, ``sha256:`` or ``ima:sha256:``, and a NUL.  An fs-verity
@@ -208,7 +231,9 @@ def _algorithm_of(digest_head: bytes) -> LinuxHash | None:
     return LinuxHash.from_name(digest_head[4:-2].removeprefix(b"ima:"))
 
 
-def compile_files(files: Mapping[str, Sequence[ReferenceValue]], name: str = "") -> FileReferences:
+def compile_files(
+    files: Mapping[str, Sequence[ReferenceValue]], name: str = "", updates: Updates = NO_UPDATES
+) -> FileReferences:
     """Compile ``files`` (``ReferenceSet.files``: contents by absolute path) for comparing.
 
     A path that is not UTF-8 has its odd bytes as surrogate escapes.  Of the provenances of one
@@ -234,7 +259,7 @@ def compile_files(files: Mapping[str, Sequence[ReferenceValue]], name: str = "")
         )
         for path, known in paths.items()
     }
-    return FileReferences(name, compiled, tuple(provenances))
+    return FileReferences(name, compiled, tuple(provenances), updates)
 
 
 _GRADES = list(Grade)

@@ -19,6 +19,7 @@ __all__ = [
     "MAX_BUILD_ID_SIZE",
     "Grade",
     "KernelReference",
+    "PackageState",
     "Provenance",
     "ReferenceSet",
     "ReferenceValue",
@@ -97,6 +98,27 @@ class KernelReference:
             raise ValueError(f"a build id has 1 to {MAX_BUILD_ID_SIZE} bytes")
 
 
+@dataclass(frozen=True, slots=True)
+class PackageState:
+    """A package's version that is not the one of today.
+
+    ``superseded`` is since when there is a newer one (Unix s), the ``successor``; ``advisories``
+    name the security advisories that ``version`` is without.  At least one of both is there.
+    """
+
+    package: str
+    version: str
+    superseded: int = 0
+    successor: str = ""
+    advisories: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.package or not self.version:
+            raise ValueError("the state of a package needs its name and version")
+        if self.superseded < 0 or not (self.superseded or self.advisories):
+            raise ValueError(f"{self.package} {self.version}: superseded by nothing, at no time")
+
+
 _PerPcr = Mapping[int, tuple[ReferenceValue, ...]]
 
 
@@ -108,6 +130,10 @@ class ReferenceSet:
     are what is extended.  ``pcrs``: for each PCR, the values it may have at the time of the
     quote; a value's digests are one PCR value in each bank.  ``files``: for each absolute path,
     the contents it may have.  ``kernels``: the kernels that may run.
+
+    ``archives`` names (SHA-256, hexadecimal) tables of packaged files that belong to the set and
+    are kept beside it (:mod:`undercroft.reference.archive`).  ``states`` says which versions of
+    packages are superseded or known to be vulnerable; every other one is current.
     """
 
     name: str
@@ -115,8 +141,13 @@ class ReferenceSet:
     pcrs: _PerPcr = field(default_factory=dict)
     files: Mapping[str, tuple[ReferenceValue, ...]] = field(default_factory=dict)
     kernels: tuple[KernelReference, ...] = ()
+    archives: tuple[str, ...] = ()
+    states: tuple[PackageState, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in self.archives:
+            if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+                raise ValueError(f"{name[:80]!r} is not the SHA-256 of a file table")
         for index in (*self.events, *self.pcrs):
             if not 0 <= index < PCR_COUNT:
                 raise ValueError(f"PCR {index} is not one of 0..{PCR_COUNT - 1}")
@@ -131,7 +162,7 @@ class ReferenceSet:
     @property
     def is_empty(self) -> bool:
         """True if the set holds no reference value at all; nothing passes against it."""
-        return not (self.events or self.pcrs or self.files or self.kernels)
+        return not (self.events or self.pcrs or self.files or self.kernels or self.archives)
 
     def grades(self) -> frozenset[Grade]:
         """Return every grade that occurs in the set."""
@@ -140,7 +171,7 @@ class ReferenceSet:
         return frozenset(values | {kernel.provenance.grade for kernel in self.kernels})
 
 
-_Item = TypeVar("_Item", ReferenceValue, KernelReference)
+_Item = TypeVar("_Item", ReferenceValue, KernelReference, str, PackageState)
 _Key = TypeVar("_Key", int, str)
 
 
@@ -171,4 +202,6 @@ def merge(name: str, sets: Iterable[ReferenceSet]) -> ReferenceSet:
         pcrs=_merged(part.pcrs for part in parts),
         files=_merged(part.files for part in parts),
         kernels=_union(kernel for part in parts for kernel in part.kernels),
+        archives=_union(name for part in parts for name in part.archives),
+        states=_union(state for part in parts for state in part.states),
     )

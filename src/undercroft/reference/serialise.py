@@ -6,7 +6,9 @@
      "provenances": [{"grade": "package", "package": ...}, ...],
      "events": {"4": [{"digests": ["sha256:<hex>"], "description": ..., "provenance": 0}]},
      "pcrs": {...}, "files": {"/usr/bin/true": [...]},
-     "kernels": [{"release": ..., "vmlinuz": "sha256:<hex>", "build_id": "<hex>", ...}]}
+     "kernels": [{"release": ..., "vmlinuz": "sha256:<hex>", "build_id": "<hex>", ...}],
+     "archives": ["<hex>"],
+     "states": [{"package": ..., "version": ..., "superseded": ..., "successor": ...}]}
 
 Empty parts and fields may be left out, and are when written.
 """
@@ -22,6 +24,7 @@ from undercroft.formats import strict_json
 from undercroft.reference.model import (
     Grade,
     KernelReference,
+    PackageState,
     Provenance,
     ReferenceSet,
     ReferenceValue,
@@ -58,6 +61,14 @@ class _Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     provenance: int
 
 
+class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    package: str
+    version: str
+    superseded: int = 0
+    successor: str = ""
+    advisories: tuple[str, ...] = ()
+
+
 class _Set(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     format: str
     name: str
@@ -66,6 +77,8 @@ class _Set(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     pcrs: dict[str, list[_Value]] = {}
     files: dict[str, list[_Value]] = {}
     kernels: list[_Kernel] = []
+    archives: list[str] = []
+    states: list[_State] = []
 
 
 def _fail(reason: str, *, expected: object = "", got: object = "") -> FormatError:
@@ -135,6 +148,8 @@ def parse_reference_set(data: bytes) -> ReferenceSet:
             reader.per_pcr(wire.pcrs),
             {path: reader.values(values) for path, values in wire.files.items()},
             tuple(reader.kernel(kernel) for kernel in wire.kernels),
+            tuple(wire.archives),
+            tuple(PackageState(**msgspec.structs.asdict(state)) for state in wire.states),
         )
     except ValueError as error:
         raise _fail(str(error)) from error
@@ -175,6 +190,11 @@ def encode_reference_set(references: ReferenceSet) -> bytes:
         _Provenance(p.grade, p.package, p.version, p.origin, p.release_sha256, p.signer, p.note)
         for p in writer.table
     ]
+    states = [
+        _State(s.package, s.version, s.superseded, s.successor, s.advisories)
+        for s in references.states
+    ]
+    archives = list(references.archives)
     return strict_json.encode(
-        _Set(FORMAT, references.name, provenances, events, pcrs, files, kernels)
+        _Set(FORMAT, references.name, provenances, events, pcrs, files, kernels, archives, states)
     )
