@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from undercroft.base import EnvironmentFault, FormatError
+from undercroft.base import EnvironmentFault, FormatError, VerificationError
 from undercroft.formats.kernel import KernelImage, KernelModule, load_kernel
 from undercroft.formats.kernel import profile as kernel_profile
 from undercroft.guests.info import GuestInfo
@@ -19,6 +20,7 @@ from undercroft.securekernel.guest import Guest
 from undercroft.securekernel.hypervisor import dump, qemu
 from undercroft.securekernel.linux.modules_text import ModuleLibrary
 from undercroft.service.accepted import AcceptedStates
+from undercroft.verify import profile_signature
 
 _POLICIES = Path(__file__).parent / "policy" / "policies"
 
@@ -75,15 +77,18 @@ class Target:
         return self.kernel.image
 
 
-def open_target(text: str, kernel: Path | None = None) -> Target:
+def open_target(
+    text: str, kernel: Path | None = None, keys: Sequence[bytes] | None = None
+) -> Target:
     """Attach to ``text``: ``qemu:<name or pid>`` or ``dump:<file>``.
 
     ``kernel`` is the package (.deb), profile or vmlinuz of the kernel that the guest is meant to
-    run; a guest of ours knows its own.  Raises EnvironmentFault with what to do.
+    run, ``keys`` (PEM) whose profiles are believed; a guest of ours knows its own kernel.  Raises
+    EnvironmentFault with what to do.
     """
     scheme, _, name = text.partition(":")
     if scheme == "dump" and name:
-        reference = _named_kernel(kernel, text)
+        reference = _named_kernel(kernel, text, keys)
         return Target(dump.DumpGuest(Path(name)), reference, None)
     if scheme != "qemu" or not name:
         raise EnvironmentFault(
@@ -93,17 +98,19 @@ def open_target(text: str, kernel: Path | None = None) -> Target:
             remedy="undercroft guest list",
         )
     if name.isdecimal():
-        reference = _named_kernel(kernel, text)
+        reference = _named_kernel(kernel, text, keys)
         return Target(qemu.attach(name), reference, None)
     info = RunningGuest.load(home(), name).info
     if kernel is not None:
-        reference = open_kernel(kernel)
+        reference = open_kernel(kernel, keys)
     else:
         reference = _own_kernel(load_build(info.build.parent))
     return Target(qemu.attach(str(info.qmp), name=name), reference, info)
 
 
-def _named_kernel(kernel: Path | None, target: str) -> KernelReference:
+def _named_kernel(
+    kernel: Path | None, target: str, keys: Sequence[bytes] | None
+) -> KernelReference:
     """Load the kernel of a guest that we did not start: it has to be named."""
     if kernel is None:
         raise EnvironmentFault(
@@ -111,7 +118,7 @@ def _named_kernel(kernel: Path | None, target: str) -> KernelReference:
             where=target,
             remedy="name its package or vmlinuz with --kernel",
         )
-    return open_kernel(kernel)
+    return open_kernel(kernel, keys)
 
 
 def _own_kernel(build: GuestBuild) -> KernelReference:
@@ -129,19 +136,43 @@ def profiles() -> ProfileStore:
     return ProfileStore(home() / "profiles")
 
 
-def open_kernel(path: Path) -> KernelReference:
+def open_kernel(path: Path, keys: Sequence[bytes] | None = None) -> KernelReference:
     """Open a kernel's package (.deb), its profile, or its vmlinuz.
 
-    Raises EnvironmentFault, FormatError or VerificationError.
+    A profile that was not made here has to be signed by one of ``keys`` (PEM); its signature
+    stands beside it.  Raises EnvironmentFault, FormatError or VerificationError.
     """
     data = read_file(path)
     if data.startswith(b"!<arch>\n"):
         profile = profiles().of_package(path)
     elif data.startswith(kernel_profile.MAGIC):
         profile = kernel_profile.parse_profile(data)
+        _check_profile(path, profile, keys)
     else:
         return KernelReference(load_kernel(data), no_modules, None)
     return KernelReference(profile.kernel, profile.module, profile)
+
+
+def signature_path(profile: Path) -> Path:
+    """Return where the signature of a profile stands."""
+    return profile.with_name(f"{profile.name}.dsse")
+
+
+def _check_profile(
+    path: Path, profile: kernel_profile.KernelProfile, keys: Sequence[bytes] | None
+) -> None:
+    if keys is None and profiles().was_made_here(profile):
+        return
+    if not keys:
+        raise VerificationError(
+            "profile.signature",
+            f"{path.name} was not made here, and nobody is named whose profiles are believed",
+            remedy="name the maker's public key with --profile-key, or give the package itself",
+        )
+    envelope = read_file(signature_path(path))
+    profile_signature.verify_profile(
+        profile, envelope, [profile_signature.load_public_key(pem) for pem in keys]
+    )
 
 
 def read_file(path: Path) -> bytes:

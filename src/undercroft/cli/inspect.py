@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from undercroft import wiring
-from undercroft.base import EnvironmentFault, Finding, Outcome, worst
+from undercroft.base import EnvironmentFault, Finding, FormatError, Outcome, worst
 from undercroft.cli import exit_status, render
 from undercroft.securekernel.confine import confine
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.inspect import SecureKernel
+from undercroft.securekernel.linux import manifest
 from undercroft.securekernel.trapped import TrappedKernel
 from undercroft.securekernel.traps.guard import Mode
 
@@ -28,6 +31,17 @@ Kernel = Annotated[
     ),
 ]
 
+Trusted = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--profile-key",
+        metavar="FILE",
+        help="A public key (PEM) whose signed profiles are believed. May be given again.",
+    ),
+]
+LISTED = 12
+"""Differences between two proofs that are shown to a person."""
+
 _STATUS = {
     Outcome.PASS: exit_status.AFFIRMED,
     Outcome.FAIL: exit_status.CONTRAINDICATED,
@@ -38,14 +52,27 @@ _STATUS = {
 def inspect(
     target: Target,
     kernel: Kernel = None,
+    trusted: Trusted = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What `inspect --json` printed before: the same proof must come out again.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Look at a running guest once and say what was examined and what is wrong.
+    """Look at a guest once and say what was examined and what is wrong.
 
-    Nothing is quoted and no policy is applied: these are the secure kernel's facts.
+    Nothing is quoted and no policy is applied: these are the secure kernel's facts, and the
+    proof of the kernel's code. A proof made of a running guest can be made again, by anybody,
+    from the kernel's package and a dump of the guest (dump:FILE --against).
     """
-    opened = wiring.open_target(target, kernel)
-    record = SecureKernel(opened.guest, opened.image, opened.kernel.library).record()
+    opened = wiring.open_target(target, kernel, _read_keys(trusted))
+    looker = SecureKernel(opened.guest, opened.image, opened.kernel.library)
+    record = looker.record()
+    proof = manifest.manifest(looker.proof, record.facts)
+    changed = _compare(proof, against) if against is not None else []
     if as_json:
         document = {
             "guest": record.guest,
@@ -57,7 +84,11 @@ def inspect(
             "t1_ns": record.t1,
             "channels": list(record.channels),
             "facts": [fact.as_json() for fact in record.facts],
+            "proof": proof,
+            "proof_sha256": manifest.digest(proof) if proof is not None else None,
         }
+        if against is not None:
+            document["differences"] = list(changed)
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
     else:
         console = render.console()
@@ -67,7 +98,59 @@ def inspect(
         console.print(render.findings_table(record.facts, title=title))
         for place in render.mismatches(record.facts):
             console.print(render.mismatch_view(place))
+        if proof is not None:
+            console.print(proof_view(proof))
+        if against is not None:
+            _say_compared(console, against, changed)
+    if changed:
+        raise typer.Exit(exit_status.CONTRAINDICATED)
     raise typer.Exit(_STATUS[worst(fact.outcome for fact in record.facts)])
+
+
+def proof_view(proof: manifest.Manifest) -> RenderableType:
+    """Return the proof of the kernel's code: how the kernel patched itself, and the sum."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("how the kernel patched itself", no_wrap=True)
+    table.add_column("sites", justify="right")
+    table.add_column("not as packaged", justify="right")
+    text = proof["text"]
+    rules = text.get("rules") if isinstance(text, dict) else None
+    for label, counts in rules.items() if isinstance(rules, dict) else ():
+        if isinstance(counts, dict):
+            table.add_row(label, f"{counts['sites']:,}", f"{counts['changed']:,}")
+    totals = manifest.totals(proof)
+    line = (
+        f"{totals.compared:,} bytes compared; {totals.deviations:,} places are lawfully not as "
+        f"packaged; {totals.unexplained:,} bytes unexplained"
+    )
+    return Group(Text(), table, Text(line), Text(f"proof sha256:{manifest.digest(proof)}"))
+
+
+def _compare(proof: manifest.Manifest | None, against: Path) -> list[str]:
+    """Return where the proof differs from the one in a document of `inspect --json`."""
+    try:
+        document = json.loads(wiring.read_file(against))
+    except ValueError as error:
+        raise FormatError("kernel proof", 0, f"{against} is not JSON: {error}") from error
+    before = document.get("proof") if isinstance(document, dict) else None
+    if not isinstance(before, dict) or before.get("format") != manifest.FORMAT:
+        raise FormatError("kernel proof", 0, f"{against} holds no proof", expected=manifest.FORMAT)
+    return manifest.differences(proof, before)
+
+
+def _say_compared(console: Console, against: Path, changed: list[str]) -> None:
+    if not changed:
+        console.print(f"the same proof as in {render.shown(against)}")
+        return
+    console.print(f"not the proof in {render.shown(against)}:", style="bold red")
+    for line in changed[:LISTED]:
+        console.print(f"  {line}")
+    if len(changed) > LISTED:
+        console.print(f"  and {len(changed) - LISTED} more")
+
+
+def _read_keys(paths: list[Path] | None) -> list[bytes] | None:
+    return None if paths is None else [wiring.read_file(path) for path in paths]
 
 
 def attach(

@@ -11,10 +11,12 @@ import typer
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from undercroft import wiring
 from undercroft.base import EnvironmentFault, FormatError
 from undercroft.cli.guest import progress
 from undercroft.formats.kernel.profile import parse_profile
 from undercroft.packages.kernel_profile import build_profile, package_identity
+from undercroft.verify.profile_signature import key_id, load_private_key, sign_profile
 
 app = typer.Typer(
     name="reference",
@@ -48,6 +50,13 @@ def kernel(
             "as the distribution's Secure Boot CA. May be given again.",
         ),
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY",
+            help="An Ed25519 private key (PEM) that vouches for the profile: FILE.dsse.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make a kernel profile: what a proof of this kernel's code needs, in one file.
@@ -56,17 +65,18 @@ def kernel(
     signature is verified if --ca says whom to trust; a profile without that says so.
     """
     anchors = [_certificate(path) for path in ca or []]
+    key = load_private_key(_read(sign)) if sign is not None else None
     with progress("reading the package") as show:
         deb = _read(package)
         identity = package_identity(deb)
         data = build_profile(
             deb, identity, anchors, lambda count: show.say(f"{count} modules verified")
         )
-    try:
-        output.write_bytes(data)
-    except OSError as error:
-        raise EnvironmentFault(f"cannot write the profile: {error}", where=str(output)) from error
     profile = parse_profile(data)
+    _write(output, data)
+    wiring.profiles().remember(profile)
+    if key is not None:
+        _write(wiring.signature_path(output), sign_profile(profile, key))
     summary = {
         "id": profile.id,
         "package": identity.name,
@@ -76,6 +86,7 @@ def kernel(
         "signer": profile.vmlinuz.signer or None,
         "modules": len(profile.modules),
         "bytes": len(data),
+        "signed_by": key_id(key.public_key()) if key is not None else None,
     }
     if as_json:
         sys.stdout.write(json.dumps(summary, indent=2) + "\n")
@@ -88,6 +99,15 @@ def kernel(
         f"  profile           {output}, {len(data) / 1e6:.1f} MB\n"
         f"  id                {profile.id}\n"
     )
+    if key is not None:
+        sys.stdout.write(f"  vouched for by    {key_id(key.public_key())}\n")
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write: {error.strerror}", where=str(path)) from error
 
 
 def _read(path: Path) -> bytes:

@@ -45,9 +45,23 @@ class ProfileStore:
             return parse_profile(kept.read_bytes())
         except (FileNotFoundError, FormatError):
             say("verifying the modules of the kernel's package")
-        profile = build_profile(data, package_identity(data), [])
+        made = build_profile(data, package_identity(data), [])
         self._folder.mkdir(parents=True, exist_ok=True)
         new = kept.with_suffix(f".{os.getpid()}")
-        new.write_bytes(profile)
+        new.write_bytes(made)
         new.rename(kept)
-        return parse_profile(profile)
+        profile = parse_profile(made)
+        self.remember(profile)
+        return profile
+
+    def remember(self, profile: KernelProfile) -> None:
+        """Note that a profile was made here: it needs no signature to be believed here."""
+        self._mark(profile).parent.mkdir(parents=True, exist_ok=True)
+        self._mark(profile).touch()
+
+    def was_made_here(self, profile: KernelProfile) -> bool:
+        """Tell whether :meth:`remember` was told of it."""
+        return self._mark(profile).is_file()
+
+    def _mark(self, profile: KernelProfile) -> Path:
+        return self._folder / "made-here" / profile.id

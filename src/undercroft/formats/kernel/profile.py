@@ -83,12 +83,13 @@ class KernelProfile:
     def __init__(
         self,
         data: bytes,
-        profile_id: str,
+        header: bytes,
         package: PackageIdentity,
         vmlinuz: VmlinuzIdentity,
         parts: Mapping[str, _Part],
     ) -> None:
-        self.id = profile_id
+        self.id = profile_id(header)
+        self.header = header
         self.package = package
         self.vmlinuz = vmlinuz
         self._data = data
@@ -183,7 +184,7 @@ def parse_profile(data: bytes) -> KernelProfile:
         raise FormatError(_FORMAT, at, "another version", expected=VERSION, got=decoded.version)
     return KernelProfile(
         data,
-        profile_id(header),
+        header,
         PackageIdentity(*decoded.package),
         VmlinuzIdentity(*decoded.vmlinuz),
         _parts(decoded.parts, at + size, len(data)),

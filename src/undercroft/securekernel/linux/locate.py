@@ -4,17 +4,21 @@ KASLR moves the kernel by one number.  Two hardware roots give it independently:
 leads to asm_exc_divide_error, and LSTAR to entry_SYSCALL_64.  They must agree, on every vCPU.
 Nothing that the guest writes in its memory to be helpful (vmcoreinfo, phys_base, banners) is
 believed.
+
+A dump without registers has no such roots.  There the package's build is looked for in all of
+memory, and the page table that lies inside it has to lead back to it: enough to compare the
+code, not enough to say that a processor runs it, so the finding stays UNKNOWN.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from undercroft.base import Finding, JsonValue, MemoryFault, Outcome
 from undercroft.formats.kernel import KernelImage
-from undercroft.securekernel.arch.x86_64.paging import AddressSpace
+from undercroft.securekernel.arch.x86_64.paging import PAGE_SIZE, AddressSpace
 from undercroft.securekernel.linux.mapped import MappedRange, map_range
 from undercroft.securekernel.memory import PhysicalMemory
 from undercroft.securekernel.vcpu import VcpuState
@@ -53,7 +57,7 @@ class LocatedKernel:
 class Location:
     """The outcome: ``finding`` always, ``kernel`` if there is one place where it can be.
 
-    The finding is UNKNOWN, with a kernel, if only the IDT could be read.
+    The finding is UNKNOWN, with a kernel, if LSTAR could not be read, or no register at all.
     """
 
     finding: Finding
@@ -68,7 +72,7 @@ class _NotLocated(Exception):  # noqa: N818 - an answer on its way out, not an e
 def locate(memory: PhysicalMemory, vcpus: Sequence[VcpuState], image: KernelImage) -> Location:
     """Find ``image`` in a guest.  Never raises for what the guest holds: the finding tells."""
     try:
-        return _locate(memory, vcpus, image)
+        return _locate(memory, vcpus, image) if vcpus else _search(memory, image)
     except _NotLocated as answer:
         return Location(answer.finding, None)
 
@@ -108,6 +112,72 @@ def _locate(memory: PhysicalMemory, vcpus: Sequence[VcpuState], image: KernelIma
         source=f"vmlinuz sha256:{image.sha256}",
     )
     return Location(finding, LocatedKernel(slide, cr3, la57, text))
+
+
+def _search(memory: PhysicalMemory, image: KernelImage) -> Location:
+    """Find the kernel in a dump without registers."""
+    found = [kernel for base in _builds(memory, image) for kernel in _rooted(memory, image, base)]
+    if len(found) != 1:
+        raise _NotLocated(
+            Outcome.UNKNOWN,
+            f"there are no registers, and {len(found) or 'no'} kernels of the package's build in "
+            "memory whose own page table leads to them",
+            cause="no-registers",
+            found=[f"{kernel.base:#x}" for kernel in found],
+        )
+    kernel = found[0]
+    details: dict[str, JsonValue] = {
+        "slide": f"{kernel.slide:#x}",
+        "roots": [],
+        "text": f"{kernel.base:#x}",
+        "release": image.release,
+        "build_id": image.build_id,
+        "vcpus": 0,
+        "paging_levels": 5 if kernel.la57 else 4,
+    }
+    finding = Finding(
+        FINDING,
+        Outcome.UNKNOWN,
+        f"Linux {image.release} lies at {kernel.base:#x}; without registers nothing shows that a "
+        "processor runs it",
+        details,
+        source=f"vmlinuz sha256:{image.sha256}",
+    )
+    return Location(finding, kernel)
+
+
+def _builds(memory: PhysicalMemory, image: KernelImage) -> Iterator[int]:
+    """Yield where _text would be in physical memory, by every copy of the package's .notes."""
+    section = image.sections[".notes"]
+    at = section.address - image.link_base
+    notes = image.read(at, section.size)
+    for start in range(0, memory.size, _ALIGN):
+        size = min(_ALIGN + len(notes) - 1, memory.size - start)
+        try:
+            content = memory.read(start, size)
+        except MemoryFault:
+            continue
+        inside = content.find(notes)
+        while inside >= 0:
+            base = start + inside - at
+            if base >= 0 and base % PAGE_SIZE == 0:
+                yield base
+            inside = content.find(notes, inside + 1)
+
+
+def _rooted(memory: PhysicalMemory, image: KernelImage, physical: int) -> Iterator[LocatedKernel]:
+    """Yield the kernel at ``physical`` if its own init_top_pgt maps it into the kernel's half."""
+    cr3 = physical + image.offset("init_top_pgt")
+    for la57 in (False, True):
+        space = AddressSpace(memory, cr3, la57)
+        for slide in range(0, _KERNEL_MAP_SIZE, _ALIGN):
+            base = image.link_base + slide
+            try:
+                if base >> 63 and space.translate(base) == physical:
+                    text = map_range(memory, cr3, la57, base, image.text_size)
+                    yield LocatedKernel(slide, cr3, la57, text)
+            except MemoryFault:
+                continue
 
 
 def _runs_a_kernel(vcpu: VcpuState) -> bool:

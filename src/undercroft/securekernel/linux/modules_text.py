@@ -9,21 +9,21 @@ walking the page tables.
 from __future__ import annotations
 
 import contextlib
-import time
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from undercroft.base import Finding, FormatError, JsonValue, MemoryFault, Outcome
 from undercroft.formats.kernel import KernelModule
 from undercroft.reference.kernel import modules
 from undercroft.reference.kernel.canvas import Canvas
-from undercroft.reference.kernel.explain import Mismatch, Owner, find_mismatches
+from undercroft.reference.kernel.explain import Mismatch, Owner
 from undercroft.reference.kernel.guest import GuestStructs, GuestValues
 from undercroft.reference.kernel.module_replay import ModuleReplay, replay_module
 from undercroft.reference.kernel.modules import PlacedModule
 from undercroft.reference.kernel.replay import Replay
 from undercroft.securekernel.linux.region import Region
+from undercroft.securekernel.linux.settle import Settler
 
 FINDING = "kernel.modules.text"
 ModuleLibrary = Callable[[str], KernelModule | None]
@@ -59,6 +59,19 @@ class _Proved:
     replay: ModuleReplay
     region: Region
     owner: Owner
+    at_rest: bool = False
+    """Whether no patch was in progress at the last look."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one look at all modules saw: those that are live, and what is wrong."""
+
+    live: list[LoadedModule]
+    size: int
+    unknown: list[str]
+    problems: dict[LoadedModule, str]
+    mismatches: list[Mismatch]
 
 
 class ModuleProofs:
@@ -70,15 +83,32 @@ class ModuleProofs:
         library: ModuleLibrary,
         region: Callable[[int, int], Region],
         values: Callable[[], GuestValues],
-        paused: Callable[[], AbstractContextManager[None]],
+        settler: Settler,
     ) -> None:
         self._replay = replay
         self._library = library
         self._region = region
         self._values = values
-        self._paused = paused
+        self._settler = settler
         self._proved: dict[LoadedModule, _Proved] = {}
         self._files: dict[str, KernelModule | None] = {}
+
+    def apart(self, replay: Replay) -> ModuleProofs:
+        """Return proofs of the same modules for another thread, over its own ``replay``."""
+        settler = replace(self._settler, paused=contextlib.nullcontext)
+        return ModuleProofs(replay, self._library, self._region, self._values, settler)
+
+    def replay_of(self, address: int, name: str) -> ModuleReplay | None:
+        """Return the replay of a loaded module, made now if need be; None if there is none.
+
+        Raises MemoryFault if the guest's list of modules cannot be followed.
+        """
+        if self._file(name) is None:
+            return None
+        live = [module for module in self._list() if module.live]
+        self._build([module for module in live if self._file(module.name) is not None])
+        found = (each for each in self._proved.values() if each.loaded.address == address)
+        return next((each.replay for each in found if each.loaded.name == name), None)
 
     def ranges(self) -> list[tuple[int, int, str]]:
         """Return (start, stop, name) of the code of every module proved so far."""
@@ -89,16 +119,37 @@ class ModuleProofs:
         ]
 
     def check(self) -> Finding:
-        """Compare every module on the guest's list with its file."""
-        try:
-            found = list(self._list())
-        except MemoryFault as fault:
-            return Finding(
-                FINDING,
-                Outcome.FAIL,
-                f"the list of modules cannot be followed: {fault}",
-                {"address": f"{fault.address:#x}"},
-            )
+        """Compare every module on the guest's list with its file.
+
+        Modules come and go: what is wrong with one counts if the same is seen, of the same
+        module, at every one of a few looks.
+        """
+        looks: list[_Look] = []
+        for attempt in range(_TRIES):
+            try:
+                looks.append(self._look())
+            except MemoryFault as fault:
+                if attempt == _TRIES - 1:
+                    return Finding(
+                        FINDING,
+                        Outcome.FAIL,
+                        f"the list of modules cannot be followed: {fault}",
+                        {"address": f"{fault.address:#x}"},
+                    )
+            else:
+                if not looks[-1].problems:  # what differs is settled already
+                    break
+            self._settler.sleep(_WAIT_S)
+        last = looks[-1]
+        lasting = {
+            module: what
+            for module, what in last.problems.items()
+            if all(module in look.problems for look in looks)
+        }
+        return _finding(last, {module.name: what for module, what in lasting.items()})
+
+    def _look(self) -> _Look:
+        found = list(self._list())
         live = [module for module in found if module.live]
         unknown = [module.name for module in live if self._file(module.name) is None]
         known = [module for module in live if self._file(module.name) is not None]
@@ -112,10 +163,10 @@ class ModuleProofs:
                 try:
                     mismatches += self._compare(proved)
                 except MemoryFault as fault:
-                    problems[module.name] = f"its code cannot be read: {fault}"
-        hidden = [module.name for module in live if module.hides_sections]
+                    problems[module] = f"its code cannot be read: {fault}"
+        hidden = [module for module in live if module.hides_sections]
         problems |= dict.fromkeys(hidden, "it has no section attributes")
-        return _finding(live, total, unknown, problems, mismatches)
+        return _Look(live, total, unknown, problems, mismatches)
 
     def _file(self, name: str) -> KernelModule | None:
         if name not in self._files:
@@ -134,20 +185,20 @@ class ModuleProofs:
                 raise MemoryFault(at, kind="virtual", why="absurdly many modules")
             yield _read(guest, at)
 
-    def _build(self, known: list[LoadedModule]) -> dict[str, str]:
+    def _build(self, known: list[LoadedModule]) -> dict[LoadedModule, str]:
         """Place, relocate and patch the modules that are new; forget those that are gone."""
         for gone in set(self._proved) - set(known):
             del self._proved[gone]
         if all(module in self._proved for module in known):
             return {}
-        problems: dict[str, str] = {}
+        problems: dict[LoadedModule, str] = {}
         values = self._values()
         placed: dict[LoadedModule, PlacedModule] = {}
         for module in known:
             try:
                 placed[module] = self._place(module, values)
             except FormatError as error:
-                problems[module.name] = str(error)
+                problems[module] = str(error)
         exported = self._exports(placed, values)
         for module in known:
             if module in placed and module not in self._proved:
@@ -156,7 +207,7 @@ class ModuleProofs:
                 except (FormatError, MemoryFault) as error:
                     problem = str(error)
                 if problem:
-                    problems[module.name] = problem
+                    problems[module] = problem
         return problems
 
     def _place(self, loaded: LoadedModule, values: GuestValues) -> PlacedModule:
@@ -213,37 +264,59 @@ class ModuleProofs:
             return f"nobody that is verified exports {names}"
         replayed = replay_module(placed, self._replay, live, values)
         replayed.follow(values, live)
-        region.refresh(replayed.canvas)
         symbols = replayed.symbols
         owner = Owner(loaded.name, lambda at: symbols.locate(at & _MASK64), placed.text.stop)
-        self._proved[loaded] = _Proved(loaded, replayed, region, owner)
+        proved = _Proved(loaded, replayed, region, owner)
+        self._take(proved)
+        self._proved[loaded] = proved
         return ""
 
     def _compare(self, proved: _Proved) -> list[Mismatch]:
         region = proved.region
-        if region.unchanged() and region.equal():
+        if proved.at_rest and region.unchanged() and region.equal():
             return []
-        mismatches: list[Mismatch] = []
-        for attempt in range(_TRIES):
-            last = attempt == _TRIES - 1
-            with self._paused() if last else contextlib.nullcontext():
-                region.remap()
-                live = region.copy()
-                values = self._values()
-                proved.replay.follow(values, live)
-            region.refresh(proved.replay.canvas)
-            mismatches = find_mismatches(proved.replay.canvas, live, values.base, proved.owner)
-            if not mismatches:
-                break
-            if not last:
-                time.sleep(_WAIT_S)
-        return mismatches
+        result = self._settler.settle(
+            proved.replay, region, valid=lambda: self._is_there(proved.loaded)
+        )
+        if result is None:
+            return []
+        self._take(proved)
+        return result.mismatches(proved.replay.canvas, self._values().base, proved.owner)
+
+    def _take(self, proved: _Proved) -> None:
+        """Expect from now on what the replay says; a patch in progress is asked about again."""
+        state = proved.replay.state
+        proved.region.refresh(proved.replay.canvas)
+        proved.at_rest = state is not None and not len(state.moving)
+
+    def _is_there(self, loaded: LoadedModule) -> bool:
+        """Tell whether a module is still what it was, and not on its way out."""
+        try:
+            return _read(GuestStructs(self._values(), self._replay.image.btf), loaded.address) == (
+                loaded
+            )
+        except MemoryFault:
+            return False
 
     def its_pages(self) -> frozenset[int]:
         """Return the pages (position >> 12) of all modules' ITS thunks."""
         return frozenset(
             page for proved in self._proved.values() for page in proved.replay.its_pages
         )
+
+    def as_json(self) -> list[JsonValue]:
+        """Return what every proved module is and had to be, as JSON objects by name."""
+        proved = sorted(self._proved.values(), key=lambda each: each.loaded.name)
+        return [
+            {
+                "name": each.loaded.name,
+                "sha256": hashlib.sha256(each.replay.placed.module.content).hexdigest(),
+                "address": f"{each.region.mapped.vaddr:#x}",
+                "bytes": each.region.mapped.size,
+                "code_sha256": hashlib.sha256(each.replay.canvas.data).hexdigest(),
+            }
+            for each in proved
+        ]
 
     def code_at(self, position: int) -> Canvas | None:
         """Return the expected code of the module that a position falls in, or None."""
@@ -286,13 +359,8 @@ def _read(guest: GuestStructs, at: int) -> LoadedModule:
     )
 
 
-def _finding(
-    live: list[LoadedModule],
-    size: int,
-    unknown: list[str],
-    problems: Mapping[str, str],
-    mismatches: list[Mismatch],
-) -> Finding:
+def _finding(look: _Look, problems: Mapping[str, str]) -> Finding:
+    live, size, unknown, mismatches = look.live, look.size, look.unknown, look.mismatches
     unexplained = sum(len(each.offsets) for each in mismatches)
     details: dict[str, JsonValue] = {
         "modules": [module.name for module in live],
