@@ -9,14 +9,14 @@ import numpy as np
 
 from undercroft.base import JsonValue
 from undercroft.formats.kernel import KernelImage
-from undercroft.reference.kernel.canvas import Canvas
+from undercroft.reference.kernel.canvas import Canvas, Positions
 from undercroft.reference.kernel.insn import decode, disassemble
 from undercroft.reference.kernel.rules import Rule
 
 _JOIN = 8
 """Differences at most this far apart are one place."""
 _CONTEXT = 16
-_MAX_PLACES = 4096
+_MAX_PLACES = 256
 _MAX_FUNCTION = 1 << 16
 
 
@@ -80,19 +80,28 @@ def kernel_owner(image: KernelImage) -> Owner:
 def find_mismatches(canvas: Canvas, live: Canvas, base: int, owner: Owner) -> list[Mismatch]:
     """Compare ``live`` with the expected ``canvas`` and describe every place that differs.
 
-    ``base`` is the address of position 0.  At most 4,096 places are described: more is another
-    kernel, not a patch.
+    ``base`` is the address of position 0.  At most 256 places are described, the last with all
+    that is left: more is another kernel, not a patch.
     """
+    return describe(differences(canvas, live), canvas, live, base, owner)
+
+
+def differences(canvas: Canvas, live: Canvas) -> Positions:
+    """Return the positions in ``live`` whose bytes are not those of the canvas."""
     expected = canvas.array[live.start - canvas.start : live.stop - canvas.start]
-    different = np.flatnonzero(expected != live.array)
+    found: Positions = live.start + np.flatnonzero(expected != live.array)
+    return found
+
+
+def describe(
+    different: Positions, canvas: Canvas, live: Canvas, base: int, owner: Owner
+) -> list[Mismatch]:
+    """Describe the places that differ, like :func:`find_mismatches`."""
     if not len(different):
         return []
     edges = np.flatnonzero(np.diff(different) > _JOIN) + 1
-    places = np.split(different, edges[:_MAX_PLACES])
-    return [
-        _describe(canvas, live, base, owner, [live.start + at for at in place.tolist()])
-        for place in places
-    ]
+    places = np.split(different, edges[: _MAX_PLACES - 1])
+    return [_describe(canvas, live, base, owner, place.tolist()) for place in places]
 
 
 def _describe(

@@ -1,9 +1,10 @@
 """Rule 10: static keys.  A branch that is a NOP or a jump, as its key says.
 
 A site is a two- or five-byte jump or NOP in the compiled code and keeps its size
-(arch_jump_entry_size).  It jumps if (key->enabled > 0) differs from the entry's branch bit
-(jump_label_type in kernel/jump_label.c).  The table is the package's: the guest's copy is sorted
-in place, and writable until boot ends.  The keys are the guest's.
+(arch_jump_entry_size).  It jumps if (key->enabled != 0) differs from the entry's branch bit
+(jump_label_type in kernel/jump_label.c).  While a key is switched on for the first time it is -1,
+which counts as on: its sites are on their way (see ``text_poke``).  The table is the package's:
+the guest's copy is sorted in place, and writable until boot ends.  The keys are the guest's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from undercroft.formats.kernel.sites import JumpTable
-from undercroft.reference.kernel.canvas import Canvas, Mask, Positions, constant_rows, with_rel32
+from undercroft.reference.kernel.canvas import (
+    Bytes,
+    Canvas,
+    Mask,
+    Positions,
+    constant_rows,
+    with_rel32,
+)
 from undercroft.reference.kernel.guest import GuestValues
 from undercroft.reference.kernel.nops import NOPS
 from undercroft.reference.kernel.rules import Rule
@@ -25,6 +33,10 @@ class JumpLabels:
 
     table: JumpTable
     size: Positions
+
+    def jumps(self, mine: Mask, size: int) -> Bytes:
+        """Return the jump, ``size`` bytes long, at each of the chosen entries."""
+        return _jumps(self.table.code[mine], self.table.target[mine], size)
 
 
 def decode(table: JumpTable, canvas: Canvas) -> JumpLabels:
@@ -38,12 +50,19 @@ def decode(table: JumpTable, canvas: Canvas) -> JumpLabels:
     return JumpLabels(kept, np.where(short, 2, 5))
 
 
-def enabled(labels: JumpLabels, values: GuestValues) -> Mask:
-    """Read each entry's key from the guest: is the branch a jump now?"""
+@dataclass(frozen=True, slots=True)
+class KeyState:
+    """What the keys say of each entry: is it a jump, and is its key being switched on now?"""
+
+    jumps: Mask
+    changing: Mask
+
+
+def read_keys(labels: JumpLabels, values: GuestValues) -> KeyState:
+    """Read each entry's key from the guest."""
     keys, back = np.unique(labels.table.key, return_inverse=True)
-    on = values.words(keys, "<i4") > 0
-    jumps: Mask = on[back] ^ labels.table.branch
-    return jumps
+    enabled = values.words(keys, "<i4")[back]
+    return KeyState((enabled != 0) ^ labels.table.branch, enabled < 0)
 
 
 def apply(labels: JumpLabels, canvas: Canvas, jumps: Mask) -> None:
@@ -57,9 +76,7 @@ def apply(labels: JumpLabels, canvas: Canvas, jumps: Mask) -> None:
         canvas.paint(Rule.JUMP_LABEL, sites, rows)
 
 
-def _jumps(
-    sites: Positions, targets: Positions, size: int
-) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+def _jumps(sites: Positions, targets: Positions, size: int) -> Bytes:
     if size == 5:
         return with_rel32(b"\xe9", sites, targets)
     rows = np.empty((len(sites), 2), dtype=np.uint8)

@@ -43,13 +43,24 @@ class ModuleReplay:
     """The pages (position >> 12) of the module's ITS thunks."""
     state: RunTimeState | None = None
 
-    def follow(self, values: GuestValues, live: Canvas) -> None:
-        """Repaint what follows the guest's run-time state."""
+    def follow(self, values: GuestValues, live: Canvas, narrowed: RunTime | None = None) -> None:
+        """Repaint what follows the guest's run-time state, or only the ``narrowed`` sites."""
         self.canvas.lift(OVERLAYS)
-        self.canvas.layers[:] = [layer for layer in self.canvas.layers if layer.rule not in RULES]
+        if narrowed is None:
+            self.canvas.layers[:] = [
+                layer for layer in self.canvas.layers if layer.rule not in RULES
+            ]
         kernel = self.kernel
-        uniprocessor = kernel.state is not None and kernel.state.uniprocessor
-        self.state = paint(kernel.image, self.run_time, self.canvas, values, live, uniprocessor)
+        self.state = paint(
+            kernel.image,
+            self.run_time if narrowed is None else narrowed,
+            self.canvas,
+            values,
+            live,
+            kernel.records,
+            some=narrowed is not None,
+            uniprocessor=kernel.state is not None and kernel.state.uniprocessor,
+        )
 
 
 def replay_module(

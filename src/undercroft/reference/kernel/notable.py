@@ -47,8 +47,8 @@ def notable(image: KernelImage, state: RunTimeState, base: int) -> list[Notable]
         found.append(Notable("call-thunk.late-pad", text))
     if state.uniprocessor:
         found.append(Notable("smp-lock.uniprocessor", "LOCK prefixes are patched out: one CPU"))
-    if state.poking:
-        text = f"{state.poking} places were being patched as we looked"
+    if len(state.moving):
+        text = f"{len(state.moving)} places were being patched as we looked"
         found.append(Notable("text-poke", text))
     found += _tracing(image, state, base, own)
     for probe in state.probes:

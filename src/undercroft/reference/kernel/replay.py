@@ -8,7 +8,7 @@ only ever selects among byte strings that the vendor's image and rules allow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from undercroft.reference.kernel import (
 )
 from undercroft.reference.kernel.alternatives import Alternatives, infer_call_targets
 from undercroft.reference.kernel.canvas import Canvas
+from undercroft.reference.kernel.ftrace import Records
 from undercroft.reference.kernel.guest import GuestValues
 from undercroft.reference.kernel.relocate import relocate
 from undercroft.reference.kernel.run_time import OVERLAYS, RULES, RunTime, RunTimeState, paint
@@ -72,6 +73,7 @@ class Replay:
     choices: BootChoices
     run_time: RunTime
     state: RunTimeState | None = None
+    records: Records = field(default_factory=Records)
     _statistics: dict[str, JsonValue] | None = None
 
     def statistics(self) -> dict[str, JsonValue]:
@@ -97,7 +99,16 @@ class Replay:
             ]
         before = len(self.canvas.layers)
         known = None if narrowed is None or self.state is None else self.state.uniprocessor
-        state = paint(self.image, mine, self.canvas, values, live, known)
+        state = paint(
+            self.image,
+            mine,
+            self.canvas,
+            values,
+            live,
+            self.records,
+            some=narrowed is not None,
+            uniprocessor=known,
+        )
         if narrowed is None or self.state is None:
             self.state = state
         else:  # keep the whole kernel's layers and counts; take what was read in full
@@ -105,7 +116,7 @@ class Replay:
                 layer for layer in self.canvas.layers[before:] if layer.rule in OVERLAYS
             ]
             self.state = replace(
-                self.state, probes=state.probes, poking=state.poking, patching=state.patching
+                self.state, probes=state.probes, moving=state.moving, patching=state.patching
             )
 
 

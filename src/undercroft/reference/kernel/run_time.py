@@ -32,6 +32,8 @@ RULES = frozenset((Rule.FTRACE, Rule.JUMP_LABEL, Rule.STATIC_CALL, Rule.SMP_LOCK
 OVERLAYS = frozenset((Rule.KPROBE, Rule.TEXT_POKE))
 """Rules whose sites are anywhere: they are painted over the others and taken away again."""
 PAGE_SHIFT = 12
+_SITE = 6
+"""No site that is patched while the kernel runs is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,21 @@ class RunTime:
             return touched
 
         return self._where(on)
+
+    def near(self, places: Positions) -> RunTime:
+        """Return only the sites that have a byte among ``places`` (ascending positions)."""
+
+        def on(sites: Positions) -> Mask:
+            first, last = (np.searchsorted(places, sites + step) for step in (0, _SITE))
+            touched: Mask = last > first
+            return touched
+
+        return self._where(on)
+
+    def sites(self) -> frozenset[int]:
+        """Return every site that may be patched while the kernel runs, but for LOCK prefixes."""
+        tables = (self.labels.table.code, self.calls.site, self.traced)
+        return frozenset(site for table in tables for site in table.tolist())
 
     def below(self, stop: int) -> RunTime:
         """Return only the sites before position ``stop``: not those of freed code."""
@@ -98,8 +115,8 @@ class RunTimeState:
     uniprocessor: bool
     tracing: ftrace.Tracing
     probes: tuple[kprobes.Probe, ...]
-    poking: int
-    """Sites that were in the middle of a patch."""
+    moving: Positions
+    """Sites that the kernel was in the middle of changing (``text_poke``), ascending."""
     patching: bool
     """Whether the kernel said that it was patching something."""
     call_targets: Positions
@@ -112,21 +129,27 @@ def paint(
     canvas: Canvas,
     values: GuestValues,
     live: Canvas,
+    records: ftrace.Records,
+    *,
+    some: bool = False,
     uniprocessor: bool | None = None,
 ) -> RunTimeState:
     """Paint every run-time site as the guest's variables say it is now.
 
     Whether LOCK prefixes are patched out is inferred from all of them unless ``uniprocessor``
-    says so: a few sites must not decide for themselves.
+    says so: a few sites must not decide for themselves.  ``some`` tells that ``run_time`` is
+    narrowed, and that ``records`` has seen all of it before.
     """
     thunks = run_time.thunks
+    now = text_poke.under_way(image, values)
     functions = static_calls.functions(run_time.calls, values)
     late = 0
     if thunks is not None:
         late = call_thunks.late_pads(run_time.functions, canvas, live, thunks, functions)
-    tracing = ftrace.apply(image, run_time.traced, canvas, values, live)
+    tracing = ftrace.apply(image, run_time.traced, canvas, values, live, records, some=some)
     ftrace.apply_calls(image, canvas, values, live, thunks)
-    jump_labels.apply(run_time.labels, canvas, jump_labels.enabled(run_time.labels, values))
+    keys = jump_labels.read_keys(run_time.labels, values)
+    jump_labels.apply(run_time.labels, canvas, keys.jumps)
     early = static_calls.apply(
         run_time.calls,
         canvas,
@@ -141,19 +164,32 @@ def paint(
         uniprocessor = simple_sites.infer_uniprocessor(run_time.locks, live)
     simple_sites.smp_locks(run_time.locks, canvas, uniprocessor=uniprocessor)
     probes = kprobes.read_probes(image, GuestStructs(values, image.btf))
-    armed = kprobes.apply(probes, canvas, live)
-    hooks = frozenset(tracing.targets.tolist()) | frozenset(
-        at for name in ("ftrace_caller", "ftrace_regs_caller") if (at := image.find(name))
+    armed, leaving = kprobes.apply(probes, canvas, live)
+    hook_calls = ftrace.call_sites(image, canvas)
+    movable = text_poke.Movable(
+        labels=run_time.labels,
+        changing=keys.changing,
+        calls=run_time.calls,
+        traced=run_time.traced,
+        locks=run_time.locks,
+        hooks=tracing.hooks,
+        hook_calls=hook_calls,
     )
-    under_way = text_poke.under_way(image, values)
-    poking = text_poke.apply(image, under_way, canvas, live, hooks)
+    moving = text_poke.moving(image, now, movable, canvas, live)
+    moving += leaving.queued
+    if Rule.KPROBE in now.locked:
+        moving += leaving.half_way
+    announced = now.announced
+    if some:  # the others are not asked about, and the guest may be held still for this
+        announced &= run_time.sites() | {*hook_calls.tolist(), *(each.site for each in probes)}
+    moving += text_poke.apply(image, announced, canvas, live, tracing.hooks)
     return RunTimeState(
         early_returns=early,
         late_pads=late,
         uniprocessor=uniprocessor,
         tracing=tracing,
         probes=armed,
-        poking=poking,
-        patching=bool(under_way),
+        moving=np.unique(np.array(moving, dtype=np.int64)),
+        patching=bool(now.announced),
         call_targets=np.unique(functions),
     )

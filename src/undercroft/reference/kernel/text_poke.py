@@ -1,34 +1,119 @@
 """Rule 14: a patch in progress.
 
-text_poke_bp_batch() changes running code in three steps: INT3 over the first byte, then the
-tail, then the first byte.  In between a site holds a mixture of its old and its new
-instruction, and on a large batch (a tracer that is switched on) that can take seconds.  The
-sites under way are listed in ``bp_desc`` while it is in use, and queued in ``tp_vec``.
+The kernel changes a variable first and the code that follows it later, under a lock, and each
+change of code takes three steps.  So a guest that is held still may show
 
-A mixture is taken only at a listed site, and only if both halves of it are instructions that
-the site's own rule could put there.  So the list, which the guest could forge, hides nothing
-that the rules would not allow anyway.
+* an announced site: text_poke_bp_batch() writes INT3 over the first byte, then the tail, then
+  the first byte.  In between a site holds a mixture of its old and its new instruction; on a
+  large batch (a tracer that is switched on) that can take seconds.  The sites are listed in
+  ``bp_desc`` while it is in use, and queued in ``tp_vec``;
+* a site that its turn has not come to: whole, and still as the variable had it before.
+
+========== ==================== =======================================================
+rule        evidence             where the variable runs ahead
+========== ==================== =======================================================
+jump-label  ``jump_label_mutex``  static_key_disable(): the key is 0 before its sites are
+                                  queued (kernel/jump_label.c).  While it is switched on
+                                  the key itself says so: -1
+static-call ``static_call_mutex`` __static_call_update(): key, trampoline, then one site
+                                  after the other (kernel/static_call_inline.c)
+ftrace      ``ftrace_lock``       ftrace_hash_move(): the filter before the sites;
+                                  __register_ftrace_function(): ftrace_trace_function
+                                  before ftrace_call (kernel/trace/ftrace.c)
+kprobe      ``text_mutex``        arch_unoptimize_kprobe(): INT3, then the tail, with no
+                                  announcement (arch/x86/kernel/kprobes/opt.c)
+smp-lock    ``text_mutex``        alternatives_enable_smp(): prefix by prefix
+========== ==================== =======================================================
+
+Such a site is *moving*.  Only bytes that its own rule could put there are taken for that, and
+only as long as the evidence, which a guest could forge, stands beside them; and nobody may
+take it for rest: who asks waits until the site has been seen as its variables say, and not for
+ever (securekernel/linux/settle.py).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+
 from undercroft.formats.kernel import KernelImage
-from undercroft.reference.kernel.canvas import Canvas
+from undercroft.reference.kernel.canvas import Canvas, Positions
 from undercroft.reference.kernel.guest import GuestStructs, GuestValues
+from undercroft.reference.kernel.jump_labels import JumpLabels
 from undercroft.reference.kernel.nops import NOPS
 from undercroft.reference.kernel.returns import RET
 from undercroft.reference.kernel.rules import Rule
-from undercroft.reference.kernel.static_calls import XOR_EAX
+from undercroft.reference.kernel.simple_sites import DS, LOCK
+from undercroft.reference.kernel.static_calls import XOR_EAX, StaticCalls
 
 MAX_BATCH = 256
 """TP_VEC_MAX: text_poke_locs in a page."""
+MAX_MOVING = 1024
+"""Sites that one look takes for moving; the others are for the next look."""
 _INT3 = 0xCC
 _SITE = 5
+_JCC = 6
 _RULES = frozenset((Rule.JUMP_LABEL, Rule.STATIC_CALL, Rule.FTRACE, Rule.KPROBE))
+_LOCKS = {
+    "jump_label_mutex": (Rule.JUMP_LABEL,),
+    "static_call_mutex": (Rule.STATIC_CALL,),
+    "ftrace_lock": (Rule.FTRACE,),
+    "text_mutex": (Rule.KPROBE, Rule.SMP_LOCK),
+}
+_MUTEX_FLAGS = 7
+"""MUTEX_FLAGS: what mutex.owner holds besides the task."""
 
 
-def under_way(image: KernelImage, values: GuestValues) -> list[int]:
-    """Return the positions that the kernel says it is patching at this moment."""
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """What the kernel says that it is changing at this moment.
+
+    ``announced`` are positions; ``locked`` the rules whose lock somebody holds.
+    """
+
+    announced: frozenset[int]
+    locked: frozenset[Rule]
+
+    def __bool__(self) -> bool:
+        return bool(self.announced or self.locked)
+
+
+@dataclass(frozen=True, slots=True)
+class Movable:
+    """The sites that may be moving, and what may stand there.
+
+    ``changing`` tells of which labels the key says that it is being switched on; ``hooks`` are
+    the positions that a traced function may call, ``hook_calls`` the sites in the callers.
+    """
+
+    labels: JumpLabels
+    changing: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    calls: StaticCalls
+    traced: Positions
+    locks: Positions
+    hooks: frozenset[int]
+    hook_calls: Positions
+
+
+def under_way(image: KernelImage, values: GuestValues) -> UnderWay:
+    """Return what the kernel says it is changing at this moment."""
+    return UnderWay(frozenset(_announced(image, values)), _locked(image, values))
+
+
+def _locked(image: KernelImage, values: GuestValues) -> frozenset[Rule]:
+    if not image.btf.has_member("mutex", "owner"):
+        return frozenset()
+    at = image.btf.offset_of("mutex", "owner")
+    found: set[Rule] = set()
+    for name, rules in _LOCKS.items():
+        lock = image.find(name)
+        if lock is not None and values.u64(lock + at) & ~_MUTEX_FLAGS:
+            found.update(rules)
+    return frozenset(found)
+
+
+def _announced(image: KernelImage, values: GuestValues) -> list[int]:
     names = ("bp_desc", "tp_vec", "tp_vec_nr", "_stext")
     descriptor, queue, queued, stext = (image.find(name) for name in names)
     if descriptor is None or queue is None or queued is None or stext is None:
@@ -47,9 +132,11 @@ def under_way(image: KernelImage, values: GuestValues) -> list[int]:
 
 
 def _entries(guest: GuestStructs, vector: int, count: int, stext: int) -> list[int]:
+    count = min(count, MAX_BATCH)
+    if not count:
+        return []
     size = guest.types.size_of("text_poke_loc")
     at = guest.types.offset_of("text_poke_loc", "rel_addr")
-    count = min(count, MAX_BATCH)
     raw = guest.values.read(guest.values.position(vector), size * count)
     return [
         stext + int.from_bytes(raw[start + at : start + at + 4], "little", signed=True)
@@ -58,14 +145,18 @@ def _entries(guest: GuestStructs, vector: int, count: int, stext: int) -> list[i
 
 
 def apply(
-    image: KernelImage, sites: list[int], canvas: Canvas, live: Canvas, hooks: frozenset[int]
-) -> int:
-    """Paint the mixtures that stand at sites under way; return how many there are.
+    image: KernelImage,
+    announced: frozenset[int],
+    canvas: Canvas,
+    live: Canvas,
+    hooks: frozenset[int],
+) -> list[int]:
+    """Paint the mixtures that stand at announced sites; return those sites.
 
     ``hooks`` are the positions that a traced function may call.
     """
     pieces = []
-    for site in dict.fromkeys(sites):
+    for site in sorted(announced):
         if not (canvas.start <= site <= canvas.stop - _SITE and live.start <= site):
             continue
         if site + _SITE > live.stop:
@@ -78,7 +169,76 @@ def apply(
         if _mixture(image, site, seen[:size], expected[:size], owner[0], hooks):
             pieces.append((site, seen[:size]))
     canvas.overlay(Rule.TEXT_POKE, pieces)
-    return len(pieces)
+    return [site for site, _ in pieces]
+
+
+def moving(
+    image: KernelImage, now: UnderWay, sites: Movable, canvas: Canvas, live: Canvas
+) -> list[int]:
+    """Return the sites that differ from the canvas because their turn has not come yet.
+
+    Nothing is painted: what a moving site should hold is what the variables say already.
+    """
+    found: list[int] = []
+    if now or bool(np.any(sites.changing)):
+        found += _moving_labels(now, sites, canvas, live)
+    if Rule.STATIC_CALL in now.locked or now.announced:
+        found += _moving_calls(image, now, sites.calls, canvas, live)
+    if Rule.FTRACE in now.locked:
+        for site, seen, _ in _differing(sites.traced, _SITE, canvas, live):
+            if seen == NOPS[_SITE] or (seen[0] == 0xE8 and _target(site, seen) in sites.hooks):
+                found.append(site)
+        for site, seen, _ in _differing(sites.hook_calls, _SITE, canvas, live):
+            if seen[0] == 0xE8 and _possible(image, site, seen):
+                found.append(site)
+    if Rule.SMP_LOCK in now.locked:
+        for site, seen, _ in _differing(sites.locks, 1, canvas, live):
+            if seen[0] in (LOCK, DS):
+                found.append(site)
+    return found
+
+
+def _moving_labels(now: UnderWay, sites: Movable, canvas: Canvas, live: Canvas) -> list[int]:
+    locked = Rule.JUMP_LABEL in now.locked
+    found = []
+    for size in (2, _SITE):
+        mine = sites.labels.size == size
+        code, changing = sites.labels.table.code[mine], sites.changing[mine]
+        jumps = dict(zip(code.tolist(), sites.labels.jumps(mine, size), strict=True))
+        running = set(code[changing].tolist())
+        for site, seen, _ in _differing(code, size, canvas, live):
+            evidence = locked or site in running or site in now.announced
+            if evidence and seen in (NOPS[size], jumps[site].tobytes()):
+                found.append(site)
+    return found
+
+
+def _moving_calls(
+    image: KernelImage, now: UnderWay, calls: StaticCalls, canvas: Canvas, live: Canvas
+) -> list[int]:
+    """Static calls follow one after the other; the six bytes of a conditional one as well."""
+    locked = Rule.STATIC_CALL in now.locked
+    found = []
+    for site, seen, _ in _differing(calls.site[~calls.jcc], _SITE, canvas, live):
+        if locked and seen[0] != _INT3 and _possible(image, site, seen):
+            found.append(site)
+    for site, seen, expected in _differing(calls.site[calls.jcc], _JCC, canvas, live):
+        begun = seen[0] == _INT3 and site in now.announced
+        whole = seen[0] == expected[0] and locked
+        jump = b"\xe9" + seen[2:]
+        if (begun or whole) and seen[1] == expected[1] and _possible(image, site + 1, jump):
+            found.append(site)
+    return found
+
+
+def _differing(
+    sites: Positions, size: int, canvas: Canvas, live: Canvas
+) -> list[tuple[int, bytes, bytes]]:
+    """Return (site, seen, expected) where the guest's bytes are not those of the canvas."""
+    mine = sites[canvas.covers(sites, size) & live.covers(sites, size)]
+    seen, expected = live.gather(mine, size), canvas.gather(mine, size)
+    odd = np.flatnonzero(np.any(seen != expected, axis=1))[:MAX_MOVING]
+    return [(int(mine[at]), seen[at].tobytes(), expected[at].tobytes()) for at in odd.tolist()]
 
 
 def _mixture(
@@ -88,7 +248,7 @@ def _mixture(
 
     With INT3 first the processor never gets to the rest, so that may be of any instruction that
     is patched in; without, it is a whole old instruction, of which only NOPs and hooks are
-    taken: for the others we wait.
+    taken here: for the others there is :func:`moving`.
     """
     if seen[0] == _INT3:
         firsts = {expected[0], 0xE8, 0xE9, 0xEB, NOPS[len(seen)][0], RET[0], XOR_EAX[0]}

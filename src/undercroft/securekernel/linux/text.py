@@ -2,8 +2,7 @@
 
 ``KernelTextProof.attach`` builds the expected image once; ``sweep`` compares it with the
 guest's frames at the speed of a memory comparison.  When they differ, the guest may just be
-patching itself: the state that its rules follow is read again, at last with the guest paused,
-and only what then still differs is a mismatch.
+patching itself: ``settle`` tells that from a mismatch.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-import numpy as np
-
 from undercroft.base import Finding, FormatError, JsonValue, MemoryFault, Outcome
 from undercroft.formats.kernel import KernelImage
 from undercroft.reference.kernel.canvas import Canvas
@@ -22,20 +19,20 @@ from undercroft.reference.kernel.explain import Mismatch, find_mismatches, kerne
 from undercroft.reference.kernel.guest import GuestValues
 from undercroft.reference.kernel.notable import Notable, notable
 from undercroft.reference.kernel.replay import Replay, replay
-from undercroft.securekernel.arch.x86_64.paging import PAGE_SHIFT, AddressSpace
+from undercroft.securekernel.arch.x86_64.paging import AddressSpace
 from undercroft.securekernel.linux.generated_text import GeneratedCode
 from undercroft.securekernel.linux.locate import LocatedKernel, locate
 from undercroft.securekernel.linux.modules_text import ModuleLibrary, ModuleProofs
 from undercroft.securekernel.linux.region import Region
+from undercroft.securekernel.linux.settle import Settled, Settler
 from undercroft.securekernel.memory import PhysicalMemory
 from undercroft.securekernel.vcpu import VcpuState
 
 TEXT, RODATA, NOTABLE = "kernel.text", "kernel.rodata", "kernel.notable"
 SETTLE_TRIES = 3
-POKE_TRIES = 20
 SETTLE_WAIT_S = 0.002
-_SITE = 15
-"""No instruction, so no site's instruction, is longer."""
+SYSTEM_RUNNING = 3
+"""enum system_states (include/linux/kernel.h): boot is over, and what it needed is freed."""
 LISTED = 16
 """Mismatches that a finding lists; it counts all of them."""
 
@@ -60,6 +57,8 @@ class KernelTextProof:
         self.settled = 0
         """How often a difference turned out to be the kernel patching itself."""
         self._paused = paused
+        self._settler = Settler(self._values, paused, self._clock)
+        self._at_rest = False
         self._owner = kernel_owner(image)
         self._text: Region | None = None
         self._rodata: list[Region] = []
@@ -100,15 +99,33 @@ class KernelTextProof:
         return proof
 
     def _build(self, kernel: LocatedKernel, library: ModuleLibrary | None) -> None:
+        if self._boots():
+            why = "the kernel is there but still boots: it has not finished patching itself"
+            self._give_up(Outcome.UNKNOWN, why, {"cause": "booting"})
+            return
         text = Region(self.memory, kernel.cr3, kernel.la57, 0, kernel.text)
-        result = replay(self.image, kernel.slide, text.copy(), self._values())
+        result = self._replay(text, kernel)
         self._rodata = [self._region(start, stop) for start, stop in rodata_ranges(self.image)]
-        for region in (text, *self._rodata):
+        for region in self._rodata:
             region.refresh(result.canvas)
         self._text = text
         self.replay = result
+        self._take(result)
         if library is not None:
-            self.modules = ModuleProofs(result, library, self._region, self._values, self._paused)
+            self.modules = ModuleProofs(result, library, self._region, self._values, self._settler)
+
+    def _boots(self) -> bool:
+        """Tell whether the kernel says that it is not up yet.  Then nothing is proved: UNKNOWN."""
+        state = self.image.find("system_state")
+        return state is not None and self._values().u32(state) < SYSTEM_RUNNING
+
+    def _replay(self, text: Region, kernel: LocatedKernel) -> Replay:
+        """Replay; a list that changed under our hands is read again."""
+        for _ in range(SETTLE_TRIES - 1):
+            with contextlib.suppress(MemoryFault):
+                return replay(self.image, kernel.slide, text.copy(), self._values())
+            time.sleep(SETTLE_WAIT_S)
+        return replay(self.image, kernel.slide, text.copy(), self._values())
 
     def _give_up(self, outcome: Outcome, summary: str, details: dict[str, JsonValue]) -> None:
         self.located = Finding(
@@ -133,10 +150,11 @@ class KernelTextProof:
     def text_equal(self) -> bool:
         """Compare all kernel text with the expected image, once: the fast path of a sweep.
 
-        False also if the page tables that map the text have changed.
+        False also if the page tables that map the text have changed, or if a patch was in
+        progress at the last look.
         """
         text = self._text
-        return text is not None and text.unchanged() and text.equal()
+        return text is not None and self._at_rest and text.unchanged() and text.equal()
 
     def sweep(self) -> list[Finding]:
         """Compare everything; return the findings: located, text, rodata, modules, generated,
@@ -147,91 +165,69 @@ class KernelTextProof:
         if self.kernel is None or self.replay is None:
             return [self.located]
         try:
-            mismatches = [] if self.text_equal() else self._settle()
+            result = None if self.text_equal() else self._settle()
         except MemoryFault as fault:
             return [self.located, _unreadable(TEXT, fault)]
         return [
             self.located,
-            self._text_finding(mismatches),
+            self._text_finding(result),
             self._rodata_finding(),
             *([self.modules.check()] if self.modules is not None else []),
             self._generated_finding(),
             self._notable_finding(),
         ]
 
-    def _settle(self) -> list[Mismatch]:
-        """Follow the guest's state until the text is explained, or it is clear that it is not.
-
-        First the guest runs on.  Then it is held still, for no longer than it takes to copy the
-        pages that differ and the variables that decide them.  A kernel that was stopped in the
-        middle of patching itself (text_poke_bp) is let go on, a few times.
-        """
+    def _settle(self) -> Settled:
+        """Follow the guest's state until the text is explained, or it is clear that it is not."""
         assert self.replay is not None
         assert self._text is not None
-        text = self._text
-        if not text.unchanged():
-            text.remap()
-        mismatches: list[Mismatch] = []
-        for attempt in range(SETTLE_TRIES + POKE_TRIES):
-            live = text.copy()
-            self.replay.follow(self._values(), live)
-            mismatches = self._compare(live)
-            poking = False
-            if mismatches and attempt >= SETTLE_TRIES - 1:
-                mismatches, poking = self._look_closely(text, mismatches)
-            text.refresh(self.replay.canvas)
-            if not mismatches:
-                self.settled += 1
-                break
-            if attempt >= SETTLE_TRIES - 1 and not poking:
-                break
-            time.sleep(SETTLE_WAIT_S)
-        return mismatches
+        result = self._settler.settle(self.replay, self._text)
+        assert result is not None
+        self._take(self.replay)
+        if result.clean:
+            self.settled += 1
+        return result
 
-    def _look_closely(
-        self, text: Region, mismatches: list[Mismatch]
-    ) -> tuple[list[Mismatch], bool]:
-        """Hold the guest still and look again at the pages that differ.
+    def _take(self, replayed: Replay) -> None:
+        """Expect from now on what the replay says; a patch in progress is asked about again."""
+        assert self._text is not None
+        self._text.refresh(replayed.canvas)
+        self._at_rest = replayed.state is not None and not len(replayed.state.moving)
 
-        Returns what still differs, and whether text_poke_bp() is in the middle of a patch.
-        """
-        assert self.replay is not None
-        offsets = np.array([at for each in mismatches for at in each.offsets], dtype=np.int64)
-        around = np.concatenate((offsets - _SITE, offsets, offsets + _SITE))
-        pages = np.unique(around >> PAGE_SHIFT)
-        narrowed = self.replay.run_time.within(pages)
-        live = text.copy()
-        with self._paused():
-            values = self._values()
-            text.copy_pages(live, pages)
-            self.replay.follow(values, live, narrowed)
-        state = self.replay.state
-        return self._compare(live), state is not None and state.patching
+    def _clock(self) -> int:
+        """Return the guest's clock (jiffies_64), or 0 if there is none to read."""
+        clock = self.image.find("jiffies_64")
+        return self._values().u64(clock) if clock is not None else 0
 
     def _compare(self, live: Canvas) -> list[Mismatch]:
         assert self.kernel is not None
         assert self.replay is not None
         return find_mismatches(self.replay.canvas, live, self.kernel.base, self._owner)
 
-    def _text_finding(self, mismatches: list[Mismatch]) -> Finding:
+    def _text_finding(self, result: Settled | None) -> Finding:
+        assert self.kernel is not None
         assert self.replay is not None
-        unexplained = sum(len(mismatch.offsets) for mismatch in mismatches)
         size = self.image.text_size
         details: dict[str, JsonValue] = {
             "bytes": size,
-            "unexplained": unexplained,
+            "unexplained": 0,
             "rules": self.replay.statistics(),
             "choices": self.replay.choices.as_json(),
             "settled": self.settled,
         }
-        if not mismatches:
+        if result is None or result.clean:
             summary = f"all {size:,} bytes of kernel text are explained"
             return Finding(TEXT, Outcome.PASS, summary, details, self._source())
+        mismatches = result.mismatches(self.replay.canvas, self.kernel.base, self._owner)
+        unexplained = sum(len(mismatch.offsets) for mismatch in mismatches)
+        details["unexplained"] = unexplained
         details["places"] = len(mismatches)
         details["mismatches"] = [mismatch.as_json() for mismatch in mismatches[:LISTED]]
         where = ", ".join(dict.fromkeys(mismatch.function for mismatch in mismatches[:4]))
         summary = f"{unexplained:,} bytes of kernel text are not explained, in {where}"
-        return Finding(TEXT, Outcome.FAIL, summary, details, self._source())
+        if result.still:
+            summary = f"the guest stands still in the middle of patching its text, in {where}"
+        return Finding(TEXT, result.outcome, summary, details, self._source())
 
     def _rodata_finding(self) -> Finding:
         assert self.replay is not None
