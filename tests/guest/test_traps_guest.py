@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import datetime as dt
+import gzip
 import os
 import random
 import signal
@@ -18,25 +21,28 @@ import pytest
 
 from undercroft import wiring
 from undercroft.base import EnvironmentFault, Outcome
-from undercroft.formats.evidence.interval import Change, parse_epoch
-from undercroft.formats.kernel import load_kernel
+from undercroft.formats.evidence.interval import Change, encode_epoch, parse_epoch
+from undercroft.formats.kernel import KernelModule, load_kernel
+from undercroft.formats.kernel.module import decompress_module, parse_module
 from undercroft.guests.attacks import PATCHED_FUNCTION, inline_patch, transient
 from undercroft.guests.console import CommandError, run_command
 from undercroft.guests.manifest import GuestBuild
 from undercroft.guests.micro import READY_MARKER
 from undercroft.guests.run import Guest, RunOptions
+from undercroft.packages import Archive, EntryKind, read_deb
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.trapped import TrappedKernel
 from undercroft.securekernel.traps.attach import guard_kernel
 from undercroft.securekernel.traps.freeze import is_frozen
 from undercroft.securekernel.traps.guard import CHANNEL, Guard, Mode
-from undercroft.verify.interval import IntervalDemand, verify_interval
+from undercroft.verify.interval import IntervalDemand, verify_chain, verify_interval
 
 pytestmark = pytest.mark.guest
 
 SCHEDSTATS = "/proc/sys/kernel/sched_schedstats"
 TRANSIENTS = 40
+MODULE = "dummy"
 PAGE_TABLE = "level2_kernel_pgt"
 AVAILABLE = 4
 """Bit 10 of an entry, in its second byte: no processor looks at it (Intel SDM vol. 3, 4.5)."""
@@ -187,6 +193,94 @@ def test_a_kprobe_and_the_function_tracer_are_lawful(watched: Watched) -> None:
     assert watched.violations() == []
     if "function" in tracers.split():
         assert len([change for change in watched.changes if change.rule == "ftrace"]) > 20
+
+
+def module_from_package(home: Path, release: str) -> bytes:
+    """Return the module's bytes from the kernel's own package."""
+    package = Archive(home / "apt", now=dt.datetime.now(dt.UTC)).fetch(f"linux-image-{release}")
+    wanted = f"/{MODULE}.ko"
+    for entry in read_deb(package.path.read_bytes(), lambda path: wanted in path):
+        if entry.kind is EntryKind.FILE:
+            return decompress_module(entry.data)
+    raise LookupError(f"the package has no {MODULE}.ko")
+
+
+def put_file(guest: Guest, path: str, data: bytes) -> None:
+    """Write a file in the guest, through its console."""
+    text = base64.b64encode(gzip.compress(data, mtime=0)).decode()
+    guest.console(f": > {path}.b64")
+    for start in range(0, len(text), 2000):
+        guest.console(f"printf %s {text[start : start + 2000]} >> {path}.b64")
+    guest.console(f"base64 -d {path}.b64 | gunzip > {path}")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_module_is_covered_while_it_is_there(watched: Watched, guest_home: Path) -> None:
+    guest = watched.guest
+    content = module_from_package(guest_home, guest.info.kernel_release)
+    put_file(guest, f"/tmp/{MODULE}.ko", content)
+    parsed = parse_module(content)
+
+    def library(name: str) -> KernelModule | None:
+        return parsed if name == MODULE else None
+
+    tracing = "/sys/kernel/tracing"
+    has_tracer = "function" in guest.console(
+        f"mount -t tracefs tracefs {tracing} 2>/dev/null; cat {tracing}/available_tracers; true"
+    )
+    with TrappedKernel(
+        watched.qemu, watched.kernel.image, Mode.OBSERVE, library=library
+    ) as trapped:
+        guard = trapped.guard
+        guest.console(f"insmod /tmp/{MODULE}.ko")
+        until(lambda: MODULE in guard.covers())
+        if has_tracer:
+            for command in (
+                f"echo '{MODULE}_*' > {tracing}/set_ftrace_filter; "
+                f"echo function > {tracing}/current_tracer",
+                f"echo nop > {tracing}/current_tracer; echo > {tracing}/set_ftrace_filter",
+            ):
+                guest.console(command, timeout_s=120)
+        guest.console("insmod /adversaries/hide_task.ko pid=1; sleep 1")
+        until(lambda: trapped.modules.not_covered() == ("hide_task",))
+        guest.console(f"rmmod hide_task; rmmod {MODULE}; insmod /tmp/{MODULE}.ko; sleep 0.5")
+        settle(guard)
+        assert guard.status().violations == 0
+        until(lambda: MODULE in guard.covers())
+        names = guest.console("cat /proc/kallsyms | grep ' dummy_xmit'")
+        frame = trapped.proof.translate(int(names.split()[0], 16))
+        direct_map = trapped.proof.translate(watched.address("page_offset_base"))
+        start = int.from_bytes(watched.qemu.memory.read(direct_map, 8), "little")
+        with inline_patch(guest, start + frame) as adversary:  # it wants an address there
+            adversary.switch(True)
+            until(lambda: guard.status().violations > 0)
+            adversary.switch(False)
+        seen = [parse_epoch(each) for each in (*guard.chain(), encode_epoch(guard.close_epoch()))]
+        changes = [change for epoch in seen for change in epoch.changes]
+        refused = next(change for change in changes if not change.lawful)
+        assert refused.range == f"module.{MODULE}.text"
+        assert refused.symbol == f"dummy_xmit+0x0 [{MODULE}]"
+        assert any(
+            {f"module.{MODULE}.{part}" for part in ("text", "constants", "page-tables")}
+            <= {covered.name for covered in epoch.ranges}
+            for epoch in seen
+        )
+        if has_tracer:
+            assert {
+                change.rule for change in changes if change.range == f"module.{MODULE}.text"
+            } >= {"ftrace"}
+        violations = guard.status().violations
+        guest.console(f"rmmod {MODULE}; ls -R /proc/sys >/dev/null 2>&1; true")
+        until(lambda: not guard.covers())
+        settle(guard)
+        assert guard.status().violations == violations
+    verify_chain(guard.chain(), guard.journal.head)
 
 
 def test_an_inline_patch_is_a_violation_with_symbol_and_bytes(watched: Watched) -> None:

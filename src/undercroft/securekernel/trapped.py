@@ -7,6 +7,7 @@ record binds the chain; the chain itself is handed over beside it.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from undercroft.securekernel.linux.facts import Observer
 from undercroft.securekernel.linux.modules_text import ModuleLibrary
 from undercroft.securekernel.traps.attach import find_uncovered, guard_kernel
 from undercroft.securekernel.traps.guard import Guard, GuardStatus, Mode
+from undercroft.securekernel.traps.modules import ModuleWatch
 from undercroft.securekernel.traps.sampling import RegisterSampler
 from undercroft.securekernel.traps.writetrap import HostRange
 
@@ -63,6 +65,7 @@ class TrappedKernel(SecureKernel):
             snapshot=snapshot,
             on_change=self._note,
         )
+        self.modules = ModuleWatch(self.guard, self.proof)
         self._sampler: RegisterSampler | None = None
         if second is not None:
             self._second = second
@@ -105,7 +108,7 @@ class TrappedKernel(SecureKernel):
 
     def now(self) -> Finding:
         """Say what the traps saw since they were armed; the epoch goes on."""
-        return traps_finding(self.guard.status(), None, b"", self._violations)
+        return self._finding(None, b"")
 
     def traps(self) -> Finding:
         """Look for ways around the traps, end the epoch, and say what the traps saw."""
@@ -115,12 +118,17 @@ class TrappedKernel(SecureKernel):
         if not status.frozen:
             self.guard.set_uncovered(find_uncovered(self._pid, self._ranges))
         epoch = self.guard.close_epoch()
-        return traps_finding(self.guard.status(), epoch, self.guard.journal.head, self._violations)
+        return self._finding(epoch, self.guard.journal.head)
+
+    def _finding(self, epoch: Epoch | None, head: bytes) -> Finding:
+        left_out = self.modules.not_covered()
+        return traps_finding(self.guard.status(), epoch, head, self._violations, left_out)
 
     def close(self) -> None:
         """Let go of the guest."""
         if self._sampler is not None:
             self._sampler.close()
+        self.modules.close()
         self.guard.close()
 
     def __enter__(self) -> TrappedKernel:
@@ -131,9 +139,17 @@ class TrappedKernel(SecureKernel):
 
 
 def traps_finding(
-    status: GuardStatus, epoch: Epoch | None, head: bytes, violations: list[Change]
+    status: GuardStatus,
+    epoch: Epoch | None,
+    head: bytes,
+    violations: list[Change],
+    left_out: Sequence[str] = (),
 ) -> Finding:
-    """Return the fact about a guard: FAIL with a violation, UNKNOWN without full cover."""
+    """Return the fact about a guard: FAIL with a violation, UNKNOWN without full cover.
+
+    ``left_out`` are modules that are not covered: whether they may be there is for the fact about
+    their code to say.
+    """
     details: dict[str, JsonValue] = {
         "mode": status.mode.value,
         "session": status.session.hex(),
@@ -143,6 +159,7 @@ def traps_finding(
         "violations": status.violations,
         "unsettled": status.pending,
         "frozen": status.frozen,
+        "modules_not_covered": list(left_out),
         "uncovered": [f"{each.kind} ({each.pid}): {each.detail}" for each in status.uncovered],
     }
     doubts = [text for text in (status.ended, status.fault) if text]
@@ -169,6 +186,8 @@ def traps_finding(
         summary = f"{status.violations:,} unexplained writes; the first {what}, in {where}"
         return Finding(FINDING, Outcome.FAIL, summary, details)
     seen = f"{status.writes:,} writes to protected memory, all explained"
+    if left_out:
+        seen += f"; not covered: {', '.join(left_out[:4])}"
     if doubts:
         return Finding(FINDING, Outcome.UNKNOWN, f"{seen}; but: {'; '.join(doubts)}", details)
     return Finding(FINDING, Outcome.PASS, seen, details)

@@ -18,18 +18,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from undercroft.formats.evidence.interval import MAX_BYTES, BlindWindow, Change
 from undercroft.reference.kernel.nops import NOPS
 from undercroft.reference.kernel.rules import Rule
+from undercroft.securekernel.guest import GuestGone
 from undercroft.securekernel.memory import PhysicalMemory
 from undercroft.securekernel.traps.explain import Explainer
 from undercroft.securekernel.traps.journal import Journal
+from undercroft.securekernel.traps.judge import Cover, TextJudge
 from undercroft.securekernel.traps.pages import Page, Pages, Span
-from undercroft.securekernel.traps.regions import PAGE, PAGE_TABLES
-from undercroft.securekernel.traps.sites import Site, TextSites, probe_site
+from undercroft.securekernel.traps.regions import PAGE, Region
+from undercroft.securekernel.traps.sites import Site
 from undercroft.securekernel.traps.threads import Threads
 from undercroft.securekernel.traps.writetrap import TrappedWrite, WriteTraps
 
@@ -61,50 +63,10 @@ Refuse = Callable[[], bool]
 
 
 @dataclass(slots=True)
-class TextJudge:
-    """What is needed to judge writes to text.  ``base`` is the virtual address of _text."""
-
-    base: int
-    sites: TextSites
-    explainer: Explainer
-
-    def site_at(self, vaddr: int, probes: Callable[[], list[int]]) -> Site | None:
-        """Return the place at a virtual address; the guest's kprobes are read only if asked."""
-        position = vaddr - self.base
-        return self.sites.at(position) or probe_site(position, probes())
-
-    def objection(self, vaddr: int) -> str:
-        """Return why code must not be written at this address now; empty if it may be.
-
-        The kernel announces what it is about to patch, and with which bytes.  SMP locks and
-        kprobes are written without that (text_poke); probes are in a table of their own.
-        """
-        site = self.site_at(vaddr, self.explainer.probes)
-        if site is None:
-            return "nothing patches the code here"
-        if site.rule in (Rule.SMP_LOCK, Rule.KPROBE):
-            return ""
-        announced = self.explainer.announced()
-        if announced is None:
-            return ""
-        new = announced.get(site.position)
-        if new is None:
-            probed = probe_site(vaddr - self.base, self.explainer.probes())
-            return "" if probed else "the kernel has not announced a patch here"
-        if site.states and not site.is_complete(new):
-            return "the patch that was announced is none that this mechanism makes"
-        return ""
-
-    def take(self, vaddr: int, data: bytes) -> None:
-        """Keep the copy of the live text up to date."""
-        at = vaddr - self.base
-        self.explainer.live.data[at : at + len(data)] = data
-
-
-@dataclass(slots=True)
 class _Pending:
     """A place that was patched and is not settled yet."""
 
+    text: TextJudge
     site: Site
     before: bytes
     span: Span
@@ -121,7 +83,8 @@ class Answerer:
     """Answers writes.  Used by one thread.
 
     ``refuse`` is called at a violation that has not landed and, with the same meaning, at one
-    that has: it returns True if the hypervisor now stands still.
+    that has: it returns True if the hypervisor now stands still.  ``on_free`` is told the name of
+    a cover that the guest has given up; it has to uncover it.
     """
 
     traps: WriteTraps
@@ -131,12 +94,59 @@ class Answerer:
     text: TextJudge | None
     refuse: Refuse
     on_change: Callable[[Change], None]
+    on_free: Callable[[str], None]
     threads: Threads
     answer_us: list[float] = field(default_factory=list)
     modified: dict[str, int] = field(default_factory=dict)
     pending: dict[int, _Pending] = field(default_factory=dict)
     _cooling: dict[int, tuple[float, int, str]] = field(default_factory=dict)
     _seen: set[tuple[Rule, int]] = field(default_factory=set)
+    covers: dict[str, Cover] = field(default_factory=dict)
+    """What comes and goes, by name."""
+    _cover_of: dict[str, Cover] = field(default_factory=dict)
+
+    # --- what comes and goes -----------------------------------------------------------------
+
+    def take(self, cover: Cover) -> None:
+        """Judge writes to the regions of a cover from now on; its pages are protected."""
+        self.covers[cover.name] = cover
+        for region in cover.regions:
+            self._cover_of[region.name] = cover
+
+    def drop(self, name: str, freed: Sequence[int]) -> None:
+        """Forget a cover, and the pages that nobody protects any more."""
+        cover = self.covers.pop(name)
+        for region in cover.regions:
+            del self._cover_of[region.name]
+        for paddr in freed:
+            self._cooling.pop(paddr, None)
+
+    def conclude(self, name: str) -> None:
+        """Settle now what was patched in a cover that ends: there will be nothing to look at."""
+        mine = [at for at, each in self.pending.items() if each.text is self.covers[name].text]
+        if not mine:
+            return
+        self.settle(at=mine)
+        for position in mine:
+            if (pending := self.pending.get(position)) is not None:
+                found = pending.text.explainer.live.get(position, pending.site.size)
+                self._unexplained(pending, found, "given up in the middle of a patch")
+
+    def _judge(self, region: Region) -> TextJudge | None:
+        """Return who judges a region, or at least knows its symbols."""
+        cover = self._cover_of.get(region.name)
+        return (cover.text if cover is not None else None) or self.text
+
+    def _is_free(self, page: Page, span: Span, offset: int) -> bool:
+        """Tell whether the guest has given this place up; then it is covered no longer."""
+        cover = self._cover_of.get(span.region.name)
+        if cover is None:
+            return False
+        vaddr = span.vaddr + offset - span.start if span.vaddr else 0
+        if not cover.is_free(span.region, vaddr, page.paddr):
+            return False
+        self.on_free(cover.name)
+        return True
 
     # --- one write ---------------------------------------------------------------------------
 
@@ -149,6 +159,9 @@ class Answerer:
             return
         self.journal.writes += 1
         reason = self._objection(page, write.paddr - write.page)
+        if not page.spans:  # the guest has given it up
+            self.traps.lift(write.page, PAGE)
+            return
         if reason and self.refuse():
             self._report(page, write, (), reason, landed=False)
             return
@@ -172,17 +185,22 @@ class Answerer:
 
     def _objection(self, page: Page, offset: int) -> str:
         """Return why a write at this byte is unlawful whatever it writes; empty if it may be."""
-        span = page.span_at(offset)
-        if span is None:
-            return ""
-        if span.region.patched and self.text is not None:
-            return self.text.objection(span.vaddr + offset - span.start)
-        if span.region.name == PAGE_TABLES:
+        for span in list(page.spans_at(offset)):
+            reason = self._objection_of(page, span, offset)
+            if reason and not self._is_free(page, span, offset):
+                return reason
+        return ""
+
+    def _objection_of(self, page: Page, span: Span, offset: int) -> str:
+        judge = self._judge(span.region)
+        if span.region.patched and judge is not None:
+            return judge.objection(span.vaddr + offset - span.start)
+        if span.region.entries:
             entry = page.content[span.start]
             if entry & _ACCESSED and entry & _DIRTY:
                 return "an entry that leads to protected memory"
             return ""  # the processor may set its accessed and dirty bits
-        return "nothing writes here once the kernel has booted"
+        return "nothing writes here once it has been set up"
 
     def _await_landing(self, write: TrappedWrite, before: bytes, slices: int) -> None:
         """Wait until the store has happened: its bytes changed, or its thread ran for a moment.
@@ -229,34 +247,45 @@ class Answerer:
         if not changed and not reason:
             return
         self.pages.update(page, content)
-        foreign, touched = [], {}
+        foreign: list[int] = []
+        touched: dict[int, tuple[Site, Span]] = {}
         for offset in changed:
-            span = page.span_at(offset)
-            if span is None:
-                continue
-            self.modified[span.region.name] = self.journal.sequence
-            if span.region.patched and self.text is not None:
-                self.text.take(span.vaddr + offset - span.start, content[offset : offset + 1])
-                site = self.text.site_at(
-                    span.vaddr + offset - span.start, self.text.explainer.probes
-                )
-                if site is not None:
-                    touched[site.position] = (site, span)
+            for span in list(page.spans_at(offset)):
+                if self._is_lawful(span, offset, before[offset], content[offset], touched):
                     continue
-            elif (
-                span.region.name == PAGE_TABLES
-                and offset == span.start
-                and not ((before[offset] ^ content[offset]) & ~(_ACCESSED | _DIRTY))
-            ):
-                continue
-            foreign.append(offset)
+                if not self._is_free(page, span, offset) and offset not in foreign:
+                    foreign.append(offset)
         if reason or foreign:
             why = reason or "changed while the page was open for a lawful write"
             self._report(page, write, tuple(foreign), why, landed=True, before=before)
             if not reason:
                 self.refuse()
         for site, span in touched.values():
+            if span not in page.spans:
+                continue  # given up meanwhile
             self._patched(page, write, site, span, before, open_ns)
+
+    def _is_lawful(
+        self,
+        span: Span,
+        offset: int,
+        before: int,
+        after: int,
+        touched: dict[int, tuple[Site, Span]],
+    ) -> bool:
+        """Account for one byte that changed; add the place in code that it is in to ``touched``."""
+        self.modified[span.region.name] = self.journal.sequence
+        judge = self._judge(span.region)
+        if span.region.patched and judge is not None:
+            vaddr = span.vaddr + offset - span.start
+            judge.take(vaddr, bytes((after,)))
+            site = judge.site_at(vaddr)
+            if site is None:
+                return False
+            touched[site.position] = (site, span)
+            return True
+        bits = (before ^ after) & ~(_ACCESSED | _DIRTY)
+        return span.region.entries and offset == span.start and not bits
 
     def _patched(
         self,
@@ -268,17 +297,19 @@ class Answerer:
         open_ns: int,
     ) -> None:
         """Note that a place changed, and check at once what can be checked at once."""
-        assert self.text is not None
+        judge = self._judge(span.region)
+        assert judge is not None
         pending = self.pending.get(site.position)
-        found = self.text.explainer.live.get(site.position, site.size)
+        found = judge.explainer.live.get(site.position, site.size)
         if pending is None:
-            vaddr = self.text.base + site.position
+            vaddr = judge.base + site.position
             old = bytearray(found)
             for at in range(site.size):  # a place may reach into the next page
                 offset = vaddr + at - span.vaddr + span.start
                 if 0 <= offset < PAGE:
                     old[at] = before[offset]
             pending = self.pending[site.position] = _Pending(
+                text=judge,
                 site=site,
                 before=bytes(old),
                 span=span,
@@ -297,7 +328,7 @@ class Answerer:
         if site.states:
             self._unexplained(pending, found, "no state that this mechanism leaves here")
         else:
-            self.settle(only=site.position)
+            self.settle(at=[site.position])
 
     def _is_usual(self, site: Site, found: bytes) -> bool:
         """Tell whether it is a state that need not be checked before the next write is answered.
@@ -308,20 +339,26 @@ class Answerer:
             return site.rule is Rule.FTRACE
         return found[0] in (_CALL, _JMP) and (site.rule, _target(site, found)) in self._seen
 
-    def settle(self, only: int | None = None) -> None:
+    def settle(self, at: Sequence[int] | None = None) -> None:
         """Let the replay decide about the places that were patched.
 
-        With ``only``, about that one, which stands in a state not seen before.
+        With ``at``, about those only, whatever else goes on.
         """
         if self.text is None:
             return
-        explainer = self.text.explainer
-        patching = explainer.patching()
+        patching = self.text.explainer.word.patching()
         oldest = time.monotonic() - min(each.since for each in self.pending.values())
-        if only is None and patching and oldest < SETTLE_S:
+        if at is None and patching and oldest < SETTLE_S:
             return  # it goes on: do not keep the next write waiting
-        mine = [only] if only is not None else list(self.pending)
-        followed = explainer.follow(mine)
+        by_text: dict[int, tuple[Explainer, list[int]]] = {}
+        for position in self.pending if at is None else at:
+            explainer = self.pending[position].text.explainer
+            by_text.setdefault(id(explainer), (explainer, []))[1].append(position)
+        for explainer, mine in by_text.values():
+            self._settle(explainer, mine, patching=patching)
+
+    def _settle(self, explainer: Explainer, mine: Sequence[int], *, patching: bool) -> None:
+        followed = explainer.follow(list(mine))
         for position in mine:
             pending = self.pending[position]
             size = pending.site.size
@@ -344,15 +381,14 @@ class Answerer:
         self._settled(pending, found, reason, lawful=False)
 
     def _settled(self, pending: _Pending, found: bytes, reason: str, *, lawful: bool) -> None:
-        assert self.text is not None
         del self.pending[pending.site.position]
         self._add(
             Change(
                 time=pending.began,
                 range=pending.span.region.name,
                 paddr=pending.paddr,
-                vaddr=self.text.base + pending.site.position,
-                symbol=self.text.explainer.symbol(pending.site.position),
+                vaddr=pending.text.base + pending.site.position,
+                symbol=pending.text.explainer.symbol(pending.site.position),
                 rule=pending.site.rule.label,
                 before=pending.before,
                 after=found,
@@ -383,10 +419,13 @@ class Answerer:
         stop = min(PAGE, max(last + 1, offset + 1) + _CONTEXT, start + MAX_BYTES)
         span = page.span_at(offset) or page.spans[0]
         vaddr = span.vaddr + start - span.start if span.vaddr else 0
-        after = self.memory.read(page.paddr, PAGE)
-        symbol = ""
-        if self.text is not None and span.vaddr:
-            symbol = self.text.explainer.symbol(span.vaddr + offset - span.start - self.text.base)
+        try:
+            after = self.memory.read(page.paddr, PAGE)
+        except GuestGone:  # we ended it, so that the write never lands
+            after = page.content
+        judge, symbol = self._judge(span.region), ""
+        if judge is not None and span.vaddr:
+            symbol = judge.explainer.symbol(span.vaddr + offset - span.start - judge.base)
         self._add(
             Change(
                 time=self.journal.clock.now(),
@@ -435,7 +474,9 @@ class Answerer:
         _, since, why = self._cooling.pop(paddr)
         self.traps.protect(paddr, PAGE)
         page = self.pages.get(paddr)
-        assert page is not None
+        if page is None:
+            self.traps.lift(paddr, PAGE)
+            return
         page.counted_since, page.writes = time.monotonic(), 0
         name = page.spans[0].region.name
         self.journal.blind.append(

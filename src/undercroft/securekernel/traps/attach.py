@@ -10,12 +10,12 @@ from undercroft.base import EnvironmentFault
 from undercroft.formats.evidence.interval import Change, Uncovered
 from undercroft.reference.kernel.canvas import Canvas
 from undercroft.securekernel.linux.text import KernelTextProof
-from undercroft.securekernel.traps.answer import TextJudge
 from undercroft.securekernel.traps.channels import uncovered_channels
 from undercroft.securekernel.traps.explain import Explainer
 from undercroft.securekernel.traps.guard import Guard, Mode
+from undercroft.securekernel.traps.judge import TextJudge
 from undercroft.securekernel.traps.regions import Region, kernel_regions
-from undercroft.securekernel.traps.sites import TextSites
+from undercroft.securekernel.traps.sites import kernel_sites
 from undercroft.securekernel.traps.writetrap import HostRange
 
 
@@ -51,7 +51,8 @@ def guard_kernel(
         )
     regions = (*kernel_regions(proof.memory, proof.image, kernel), *more)
     live = Canvas(0, bytearray(proof.image.text_size))
-    judge = TextJudge(kernel.base, TextSites(replay), Explainer(replay, proof.memory, kernel, live))
+    explainer = Explainer(replay, proof.memory, kernel, live)
+    judge = TextJudge(kernel.base, kernel_sites(replay), explainer)
     guard = Guard(
         pid,
         proof.memory,

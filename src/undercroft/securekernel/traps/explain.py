@@ -1,19 +1,23 @@
 """Does the replay explain what stands in patched text now?  The strict half of a trap's answer.
 
 It keeps its own copy of the replay and of the live text, so that nothing else in the process has
-to be locked out, and it looks at single pages, so that an answer takes milliseconds.
+to be locked out, and it looks at single pages, so that an answer takes milliseconds.  A module's
+code is small enough to be looked at whole.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 
 from undercroft.base import MemoryFault
+from undercroft.formats.kernel import KernelImage
 from undercroft.reference.kernel import kprobes
-from undercroft.reference.kernel.canvas import Canvas
+from undercroft.reference.kernel.canvas import Canvas, Positions
 from undercroft.reference.kernel.guest import GuestStructs, GuestValues
+from undercroft.reference.kernel.module_replay import ModuleReplay
 from undercroft.reference.kernel.nops import INT3
 from undercroft.reference.kernel.replay import Replay
 from undercroft.securekernel.arch.x86_64.paging import AddressSpace
@@ -22,26 +26,20 @@ from undercroft.securekernel.memory import PhysicalMemory
 from undercroft.securekernel.traps.regions import PAGE
 
 _MAX_BATCH = 4096
+_SPAN = 1 << 64
 _SITE = 15
 """No site is longer, so a site that touches a page begins at most this far before it."""
 
 
-class Explainer:
-    """The expected text of one running kernel, repainted page by page.
+class GuestsWord:
+    """What the guest says about its patching, read anew at each question."""
 
-    ``live`` is the text as the traps know it (position 0 on); the guard keeps it up to date.
-    """
-
-    def __init__(
-        self, replay: Replay, memory: PhysicalMemory, kernel: LocatedKernel, live: Canvas
-    ) -> None:
-        canvas = Canvas(0, bytearray(replay.canvas.data), list(replay.canvas.layers))
-        self._replay = replace(replay, canvas=canvas)
+    def __init__(self, image: KernelImage, memory: PhysicalMemory, kernel: LocatedKernel) -> None:
+        self.image = image
         self._memory = memory
         self._kernel = kernel
-        self.live = live
 
-    def _values(self) -> GuestValues:
+    def values(self) -> GuestValues:
         """Return the guest's variables as mapped now.
 
         An address space remembers its translations.  The kernel stacks that hold the batches of
@@ -50,32 +48,10 @@ class Explainer:
         kernel = self._kernel
         return GuestValues(AddressSpace(self._memory, kernel.cr3, kernel.la57).read, kernel.base)
 
-    def follow(self, positions: list[int]) -> bool:
-        """Repaint the pages that hold ``positions``; False if the guest's state is not readable."""
-        at = np.array(positions, dtype=np.int64)
-        pages = np.unique(np.concatenate(((at - _SITE) // PAGE, at // PAGE, (at + _SITE) // PAGE)))
-        try:
-            self._replay.follow(self._values(), self.live, self._replay.run_time.within(pages))
-        except MemoryFault:
-            return False
-        return True
-
-    def explains(self, position: int, size: int, *, at_rest: bool) -> bool:
-        """Tell whether the live bytes at a position are the expected ones.
-
-        With ``at_rest`` the INT3 of a patch in progress, which the replay takes for what it is,
-        is not yet an explanation.
-        """
-        found = self.live.get(position, size)
-        if at_rest and found[0] == INT3[0]:
-            return False
-        return found == self._replay.canvas.get(position, size)
-
     def probes(self) -> list[int]:
         """Return the positions that the guest's table of kprobes lists now."""
-        image = self._replay.image
         try:
-            found = kprobes.read_probes(image, GuestStructs(self._values(), image.btf))
+            found = kprobes.read_probes(self.image, GuestStructs(self.values(), self.image.btf))
         except MemoryFault:
             return []
         return [probe.site for probe in found]
@@ -93,12 +69,12 @@ class Explainer:
         variable.  The guest's word, which a thorough attacker can forge: what lands is checked
         all the same.
         """
-        image = self._replay.image
+        image = self.image
         descriptor = image.find("bp_desc")
         types = image.btf
         if descriptor is None or "bp_patching_desc" not in types or "text_poke_loc" not in types:
             return None
-        values = self._values()
+        values = self.values()
         structs = GuestStructs(values, types)
         address = values.address(descriptor)
         try:
@@ -122,8 +98,85 @@ class Explainer:
             for at in range(0, len(raw), size)
         }
 
+
+class Explainer:
+    """The expected text of one running kernel, repainted page by page.
+
+    ``live`` is the text as the traps know it; the guard keeps it up to date.
+    """
+
+    def __init__(
+        self, replay: Replay, memory: PhysicalMemory, kernel: LocatedKernel, live: Canvas
+    ) -> None:
+        self._replay = own_copy(replay)
+        self.word = GuestsWord(replay.image, memory, kernel)
+        self.live = live
+
+    def follow(self, positions: list[int]) -> bool:
+        """Repaint the pages that hold ``positions``; False if the guest's state is not readable."""
+        at = np.array(positions, dtype=np.int64)
+        pages = np.unique(np.concatenate(((at - _SITE) // PAGE, at // PAGE, (at + _SITE) // PAGE)))
+        try:
+            self._repaint(self.word.values(), pages)
+        except MemoryFault:
+            return False
+        return True
+
+    def _repaint(self, values: GuestValues, pages: Positions) -> None:
+        self._replay.follow(values, self.live, self._replay.run_time.within(pages))
+
+    @property
+    def expected(self) -> Canvas:
+        """The text as it should be, as of the last look at the guest's state."""
+        return self._replay.canvas
+
+    def explains(self, position: int, size: int, *, at_rest: bool) -> bool:
+        """Tell whether the live bytes at a position are the expected ones.
+
+        With ``at_rest`` the INT3 of a patch in progress, which the replay takes for what it is,
+        is not yet an explanation.
+        """
+        found = self.live.get(position, size)
+        if at_rest and found[0] == INT3[0]:
+            return False
+        return found == self.expected.get(position, size)
+
+    def explains_all(self) -> bool:
+        """Tell whether all live bytes are the expected ones now."""
+        return self.follow([self.live.start]) and self.live.data == self.expected.data
+
     def symbol(self, position: int) -> str:
         """Return ``function+0x12`` for a position."""
         image = self._replay.image
         name, distance = image.symbols.locate(image.link_base + position)
         return f"{name}+{distance:#x}"
+
+
+class ModuleExplainer(Explainer):
+    """The same for the code of one module, which nobody else may use the replay of."""
+
+    def __init__(self, module: ModuleReplay, word: GuestsWord, live: Canvas) -> None:
+        self._module = module
+        self.word = word
+        self.live = live
+
+    def _repaint(self, values: GuestValues, _pages: Positions) -> None:
+        self._module.follow(values, self.live)
+
+    @property
+    def expected(self) -> Canvas:
+        """The text as it should be, as of the last look at the guest's state."""
+        return self._module.canvas
+
+    def symbol(self, position: int) -> str:
+        """Return ``function+0x12 [module]`` for a position."""
+        name, distance = self._module.symbols.locate(position % _SPAN)
+        return f"{name}+{distance:#x} [{self._module.placed.module.name}]"
+
+
+def own_copy(replay: Replay) -> Replay:
+    """Return a replay that can be repainted without a thought of who else uses ``replay``.
+
+    With what the overlays hide: a probe that is there now may be taken away later.
+    """
+    return replace(replay, canvas=copy.deepcopy(replay.canvas))

@@ -32,10 +32,11 @@ from undercroft.formats.evidence.interval import (
 from undercroft.securekernel.guest import GuestGone
 from undercroft.securekernel.memory import PhysicalMemory
 from undercroft.securekernel.traps import freeze
-from undercroft.securekernel.traps.answer import Answerer, TextJudge
+from undercroft.securekernel.traps.answer import Answerer
 from undercroft.securekernel.traps.journal import Clock, Journal
-from undercroft.securekernel.traps.pages import Pages
-from undercroft.securekernel.traps.regions import Region
+from undercroft.securekernel.traps.judge import Cover, TextJudge
+from undercroft.securekernel.traps.pages import Pages, runs_of
+from undercroft.securekernel.traps.regions import Region, pages_of
 from undercroft.securekernel.traps.snapshot import save_ram
 from undercroft.securekernel.traps.threads import Threads
 from undercroft.securekernel.traps.writetrap import HostRange, WriteTraps
@@ -140,7 +141,7 @@ class Guard:
             self.journal = Journal(mode.value, Clock(), log)
             self._pages.load(memory)
             if text is not None:
-                _load_text(text, self._pages)
+                _load_text(text, self._pages, regions)
         except BaseException:
             self._let_go()
             raise
@@ -152,6 +153,7 @@ class Guard:
             text=text,
             refuse=self._refuse,
             on_change=on_change,
+            on_free=lambda name: self._uncover(name, "given up by the guest"),
             threads=self._threads,
         )
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
@@ -193,6 +195,31 @@ class Guard:
     def chain(self) -> tuple[bytes, ...]:
         """Return the encoded epochs that have ended."""
         return tuple(self.journal.chain)
+
+    def cover(self, cover: Cover) -> None:
+        """Protect what has come into being in the guest: a module, a process's code.
+
+        An epoch ends, so that each epoch covers what it names from its beginning.  What stands
+        there has to be looked at after this: see :meth:`explains`.
+        """
+        self._ask(lambda: self._cover(cover))
+
+    def uncover(self, name: str, why: str) -> None:
+        """Give up a cover, if it is still there; an epoch ends."""
+        self._ask(lambda: self._uncover(name, why))
+
+    def covers(self) -> frozenset[str]:
+        """Return the names of what was covered with :meth:`cover`."""
+        return frozenset(self._answerer.covers)
+
+    def explains(self, name: str) -> bool:
+        """Tell whether the code of a cover is what its replay asks for now."""
+
+        def explains() -> bool:
+            cover = self._answerer.covers.get(name)
+            return cover is None or cover.text is None or cover.text.explainer.explains_all()
+
+        return self._ask(explains)
 
     def set_uncovered(self, channels: Iterable[Uncovered]) -> None:
         """Say which channels a look at the host found; they stand in every epoch from now on."""
@@ -398,6 +425,31 @@ class Guard:
         )
         return self.journal.close(cause, ranges, (CHANNEL,), self._uncovered, len(answerer.pending))
 
+    def _cover(self, cover: Cover) -> None:
+        for paddr, size in runs_of(self._pages_of(cover)):  # before anything is changed
+            self._traps.protect(paddr, size)
+        self._close_epoch(f"covers {cover.name} from now on")
+        fresh = self._pages.add(cover.regions)
+        self._answerer.take(cover)
+        self._pages.load(self._memory, fresh)
+        if cover.text is not None:
+            _load_text(cover.text, self._pages, cover.regions)
+
+    def _pages_of(self, cover: Cover) -> list[int]:
+        return pages_of(extent for region in cover.regions for extent in region.extents)
+
+    def _uncover(self, name: str, why: str) -> None:
+        if name not in self._answerer.covers:
+            return
+        self._answerer.conclude(name)
+        self._close_epoch(f"{name}: {why}")
+        freed: list[int] = []
+        for region in self._answerer.covers[name].regions:
+            freed += self._pages.remove(region.name)
+        self._answerer.drop(name, freed)
+        for paddr, size in runs_of(sorted(freed)):
+            self._traps.lift(paddr, size)
+
     def _end(self, why: str) -> None:
         """Note that nothing is covered from now on, and end the chain with that."""
         self._ended = why
@@ -412,16 +464,12 @@ class Guard:
         os.close(self._pidfd)
 
 
-def _load_text(text: TextJudge, pages: Pages) -> None:
+def _load_text(text: TextJudge, pages: Pages, regions: Iterable[Region]) -> None:
     """Give the judge the live text as the pages have it."""
-    for region in pages.regions:
-        for extent in region.extents if region.patched else ():
-            for paddr in range(extent.paddr & -4096, extent.paddr + extent.size, 4096):
-                page = pages.get(paddr)
-                assert page is not None
-                for span in page.spans:
-                    if span.region is region:
-                        text.take(span.vaddr, page.content[span.start : span.stop])
+    for region in regions:
+        if region.patched:
+            for vaddr, content in pages.content_of(region):
+                text.take(vaddr, content)
 
 
 def _hurry() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,9 +33,13 @@ class Page:
     writes: int = 0
     counted_since: float = 0.0
 
+    def spans_at(self, offset: int) -> Iterator[Span]:
+        """Yield whose byte it is; page-table entries may lead to several regions' memory."""
+        return (span for span in self.spans if span.start <= offset < span.stop)
+
     def span_at(self, offset: int) -> Span | None:
         """Return whose byte it is; None for a byte that is nobody's."""
-        return next((span for span in self.spans if span.start <= offset < span.stop), None)
+        return next(self.spans_at(offset), None)
 
     def differences(self, content: bytes) -> list[int]:
         """Return the offsets at which ``content`` differs from what stood there."""
@@ -47,28 +51,52 @@ class Page:
 
 
 class Pages:
-    """Every protected page, by guest-physical address."""
+    """Every protected page, by guest-physical address.  Regions are told apart by their names."""
 
     def __init__(self, regions: Sequence[Region]) -> None:
-        self.regions = tuple(regions)
+        self._regions: dict[str, Region] = {}
         self._pages: dict[int, Page] = {}
         self._of_region: dict[str, dict[int, list[Span]]] = {}
         self._hashes: dict[tuple[str, int], bytes] = {}
-        for region in regions:
-            self._add(region)
-        for page in self._pages.values():
-            page.spans.sort(key=lambda span: span.start)
+        self.add(regions)
 
-    def _add(self, region: Region) -> None:
-        mine = self._of_region.setdefault(region.name, {})
-        for extent in region.extents:
-            for paddr in range(extent.paddr & -PAGE, extent.paddr + extent.size, PAGE):
-                start = max(extent.paddr - paddr, 0)
-                stop = min(extent.paddr + extent.size - paddr, PAGE)
-                vaddr = extent.vaddr + paddr + start - extent.paddr if extent.vaddr else 0
-                span = Span(start, stop, vaddr, region)
-                self._pages.setdefault(paddr, Page(paddr)).spans.append(span)
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """What is protected now."""
+        return tuple(self._regions.values())
+
+    def add(self, regions: Iterable[Region]) -> list[int]:
+        """Take more regions; return the addresses of the pages that were not protected before."""
+        fresh: set[int] = set()
+        touched: dict[int, Page] = {}
+        for region in regions:
+            if region.name in self._regions:
+                raise ValueError(f"there is a region {region.name} already")
+            self._regions[region.name] = region
+            mine = self._of_region.setdefault(region.name, {})
+            for paddr, span in _spans(region):
+                if paddr not in self._pages:
+                    self._pages[paddr] = Page(paddr)
+                    fresh.add(paddr)
+                touched[paddr] = self._pages[paddr]
+                touched[paddr].spans.append(span)
                 mine.setdefault(paddr, []).append(span)
+        for page in touched.values():
+            page.spans.sort(key=lambda span: span.start)
+        return sorted(fresh)
+
+    def remove(self, name: str) -> list[int]:
+        """Forget a region; return the addresses of the pages that nobody protects now."""
+        region = self._regions.pop(name)
+        freed = []
+        for paddr in self._of_region.pop(name):
+            page = self._pages[paddr]
+            page.spans[:] = [span for span in page.spans if span.region is not region]
+            self._hashes.pop((name, paddr), None)
+            if not page.spans:
+                del self._pages[paddr]
+                freed.append(paddr)
+        return freed
 
     def __len__(self) -> int:
         return len(self._pages)
@@ -79,27 +107,26 @@ class Pages:
 
     def runs(self) -> list[tuple[int, int]]:
         """Return (address, size) of the pages, joined where they follow each other."""
-        joined: list[tuple[int, int]] = []
-        for paddr in sorted(self._pages):
-            if joined and sum(joined[-1]) == paddr:
-                joined[-1] = (joined[-1][0], joined[-1][1] + PAGE)
-            else:
-                joined.append((paddr, PAGE))
-        return joined
+        return runs_of(sorted(self._pages))
 
-    def load(self, memory: PhysicalMemory) -> None:
-        """Take every page's content from the guest."""
-        for start, size in self.runs():
+    def load(self, memory: PhysicalMemory, pages: Sequence[int] | None = None) -> None:
+        """Take every page's content from the guest, or that of some."""
+        for start, size in self.runs() if pages is None else runs_of(pages):
             data = memory.read(start, size)
             for at in range(0, size, PAGE):
-                self._pages[start + at].content = data[at : at + PAGE]
-        self._hashes.clear()
+                self.update(self._pages[start + at], data[at : at + PAGE])
 
     def update(self, page: Page, content: bytes) -> None:
         """Take a page's new content."""
         page.content = content
         for span in page.spans:
             self._hashes.pop((span.region.name, page.paddr), None)
+
+    def content_of(self, region: Region) -> Iterator[tuple[int, bytes]]:
+        """Yield (virtual address, bytes) of everything in a region as the traps know it."""
+        for paddr, spans in self._of_region[region.name].items():
+            for span in spans:
+                yield span.vaddr, self._pages[paddr].content[span.start : span.stop]
 
     def digest(self, region: Region) -> bytes:
         """Return the region's digest as epochs carry it (formats.evidence.interval)."""
@@ -112,3 +139,24 @@ class Pages:
                 self._hashes[key] = hashlib.sha256(covered).digest()
             leaves.append(self._hashes[key])
         return page_tree_digest(leaves)
+
+
+def _spans(region: Region) -> Iterator[tuple[int, Span]]:
+    """Yield the pages of a region, and which of their bytes are its."""
+    for extent in region.extents:
+        for paddr in range(extent.paddr & -PAGE, extent.paddr + extent.size, PAGE):
+            start = max(extent.paddr - paddr, 0)
+            stop = min(extent.paddr + extent.size - paddr, PAGE)
+            vaddr = extent.vaddr + paddr + start - extent.paddr if extent.vaddr else 0
+            yield paddr, Span(start, stop, vaddr, region)
+
+
+def runs_of(pages: Iterable[int]) -> list[tuple[int, int]]:
+    """Return (address, size) of ascending pages, joined where they follow each other."""
+    joined: list[tuple[int, int]] = []
+    for paddr in pages:
+        if joined and sum(joined[-1]) == paddr:
+            joined[-1] = (joined[-1][0], joined[-1][1] + PAGE)
+        else:
+            joined.append((paddr, PAGE))
+    return joined

@@ -42,13 +42,14 @@ class Region:
     """A named set of guest-physical extents whose bytes must not change unexplained.
 
     ``vaddr`` of an extent is where the kernel sees it; ``patched`` says that lawful patching
-    happens there (text).  Bytes of a page outside every extent are nobody's: writes to them are
-    let through.
+    happens there (text), ``entries`` that it consists of page-table entries.  Bytes of a page
+    outside every extent are nobody's: writes to them are let through.
     """
 
     name: str
     extents: tuple[Extent, ...]
     patched: bool = False
+    entries: bool = False
 
     @property
     def size(self) -> int:
@@ -75,7 +76,7 @@ def kernel_regions(
     ]
     covered = [extent for region in regions for extent in region.extents]
     entries = page_table_entries(memory, kernel, covered)
-    return (*regions, Region(PAGE_TABLES, entries))
+    return (*regions, Region(PAGE_TABLES, entries, entries=True))
 
 
 def _idt(

@@ -25,10 +25,11 @@ import numpy as np
 
 from undercroft.formats.kernel import KernelImage
 from undercroft.reference.kernel import ftrace
-from undercroft.reference.kernel.canvas import Canvas, Positions, with_rel32
+from undercroft.reference.kernel.canvas import Positions, with_rel32
 from undercroft.reference.kernel.nops import NOPS
 from undercroft.reference.kernel.replay import Replay
 from undercroft.reference.kernel.rules import Rule
+from undercroft.reference.kernel.run_time import RunTime
 
 INT3 = 0xCC
 _LOCK_PREFIXES = (b"\xf0", b"\x3e")
@@ -68,10 +69,12 @@ class Site:
 
 
 class TextSites:
-    """Every place of the kernel's text that may change, by position (bytes from _text)."""
+    """Every place of some text that may change, by position (bytes from _text).
 
-    def __init__(self, replay: Replay) -> None:
-        run_time = replay.run_time
+    ``tracing_calls`` are the calls in the kernel's own trampolines that lead to the tracers.
+    """
+
+    def __init__(self, run_time: RunTime, tracing_calls: Positions | None = None) -> None:
         labels = run_time.labels
         self._targets = dict(
             zip(labels.table.code.tolist(), labels.table.target.tolist(), strict=True)
@@ -85,9 +88,10 @@ class TextSites:
             # Of a conditional jump only what follows 0x0F is rewritten (text_poke_loc_init).
             (Rule.STATIC_CALL, calls.site[calls.jcc] + 1, 5),
             (Rule.FTRACE, run_time.traced, 5),
-            (Rule.FTRACE, _call_sites(replay.image), 5),
             (Rule.SMP_LOCK, run_time.locks, 1),
         ]
+        if tracing_calls is not None:
+            tables.append((Rule.FTRACE, tracing_calls, 5))
         self._tables = tables
         positions = np.concatenate([sites for _, sites, _ in tables])
         which = np.concatenate(
@@ -124,6 +128,11 @@ class TextSites:
         return (NOPS[size], jump)
 
 
+def kernel_sites(replay: Replay) -> TextSites:
+    """Return the places of the kernel's own text."""
+    return TextSites(replay.run_time, _call_sites(replay.image))
+
+
 def _call_sites(image: KernelImage) -> Positions:
     found = [at for name in ftrace.CALLS if (at := image.find(name)) is not None]
     return np.array(found, dtype=np.int64)
@@ -133,9 +142,3 @@ def probe_site(position: int, probes: list[int]) -> Site | None:
     """Return the place of a kprobe at ``position``: its first byte, or the jump's tail."""
     site = next((each for each in probes if each <= position < each + 5), None)
     return None if site is None else Site(site, 5, Rule.KPROBE)
-
-
-def page_canvas(live: Canvas, position: int, size: int) -> Canvas:
-    """Return a canvas of some of ``live``: a page, to be compared alone."""
-    at = position - live.start
-    return Canvas(position, bytearray(live.data[at : at + size]))

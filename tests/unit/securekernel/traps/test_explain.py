@@ -9,9 +9,9 @@ import pytest
 from undercroft.formats.kernel import load_kernel
 from undercroft.reference.kernel.canvas import Canvas
 from undercroft.securekernel.linux.text import KernelTextProof
-from undercroft.securekernel.traps.answer import TextJudge
 from undercroft.securekernel.traps.explain import Explainer
-from undercroft.securekernel.traps.sites import TextSites
+from undercroft.securekernel.traps.judge import TextJudge
+from undercroft.securekernel.traps.sites import kernel_sites
 from undercroft.testing import tinykernel
 from undercroft.testing import tinylinux as t
 from undercroft.testing.tinylinux import TinyLinux
@@ -39,7 +39,7 @@ def make_judge(linux: TinyLinux) -> TextJudge:
     assert proof.kernel is not None
     live = Canvas(0, bytearray(linux.memory()[: linux.image.text_size]))
     explainer = Explainer(proof.replay, guest.memory, proof.kernel, live)
-    return TextJudge(linux.base, TextSites(proof.replay), explainer)
+    return TextJudge(linux.base, kernel_sites(proof.replay), explainer)
 
 
 def announce(linux: TinyLinux, position: int, code: bytes) -> None:
@@ -53,19 +53,19 @@ def announce(linux: TinyLinux, position: int, code: bytes) -> None:
 def test_a_batch_on_a_stack_whose_frame_changed(linux: TinyLinux) -> None:
     explainer = make_judge(linux).explainer
     announce(linux, t.LABEL, t.NOP5)
-    assert explainer.announced() == {t.LABEL: t.NOP5}
+    assert explainer.word.announced() == {t.LABEL: t.NOP5}
     announce(linux, t.TRACED, JUMP)
-    assert explainer.announced() == {t.TRACED: JUMP}
+    assert explainer.word.announced() == {t.TRACED: JUMP}
     linux.guest.memory.put_u64(linux.guest.entry(VECTOR, 12), 0)
-    assert explainer.announced() == {}
+    assert explainer.word.announced() == {}
 
 
 def test_nothing_is_announced_when_no_patch_is_under_way(linux: TinyLinux) -> None:
     explainer = make_judge(linux).explainer
     announce(linux, t.LABEL, t.NOP5)
     linux.poke(BP_DESC + 12, bytes(4))
-    assert explainer.announced() == {}
-    assert not explainer.patching()
+    assert explainer.word.announced() == {}
+    assert not explainer.word.patching()
 
 
 def test_only_what_is_announced_now_may_be_written(linux: TinyLinux) -> None:

@@ -10,7 +10,7 @@ from undercroft.securekernel.traps.pages import Pages
 from undercroft.securekernel.traps.regions import PAGE, Region, pages_of
 
 TEXT = Region("kernel.text", (Extent(0xFFFF_0000_0000_0000, 0x1000, 2 * PAGE + 16),), patched=True)
-ENTRIES = Region("kernel.page-tables", (Extent(0, 0x3100, 8), Extent(0, 0x9008, 8)))
+ENTRIES = Region("kernel.page-tables", (Extent(0, 0x3100, 8), Extent(0, 0x9008, 8)), entries=True)
 
 
 class Ram:
