@@ -21,6 +21,7 @@ from undercroft.guests.processes import ProcessId, spawn, tail
 
 SETUP_TIMEOUT_S = 60.0
 SOCKET_TIMEOUT_S = 10.0
+_SO_ACCEPTCON = 0x1_0000
 _REMEDY = "apt-get install swtpm swtpm-tools"
 
 
@@ -85,11 +86,24 @@ def manufacture(state: Path, authority: Path, *, name: str) -> None:
         )
 
 
+def is_listening(path: Path) -> bool:
+    """Tell whether somebody listens on the unix socket ``path``: it exists a moment before.
+
+    From /proc/net/unix: a listening socket has the flag __SO_ACCEPTCON (net/unix/af_unix.c).
+    """
+    wanted = str(path)
+    for row in Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]:
+        fields = row.split(maxsplit=7)
+        if len(fields) == 8 and fields[7] == wanted and int(fields[3], 16) & _SO_ACCEPTCON:
+            return True
+    return False
+
+
 def wait_for_socket(path: Path, process: ProcessId, log: Path) -> None:
     """Wait until somebody listens at ``path``.  Raises EnvironmentFault."""
     deadline = time.monotonic() + SOCKET_TIMEOUT_S
     while process.is_alive() and time.monotonic() < deadline:
-        if path.is_socket():
+        if is_listening(path):
             return
         time.sleep(0.01)
     raise EnvironmentFault(

@@ -4,8 +4,9 @@
 * a seccomp filter: no new programs, no new processes, no ptrace, no network (sockets other than
   unix ones), no modules, mounts, namespaces, BPF, keys, clocks or reboots.
 
-Landlock is not used: a process in a Landlock domain may not look at processes outside it
-(security/landlock/ptrace.c), and finding new ways around the traps needs exactly that.
+Landlock is not used here (but see ``landlock``): a process in a Landlock domain may not look at
+processes outside it (security/landlock/ptrace.c), and finding new ways around the traps needs
+exactly that.
 
 Sources: prctl(2), seccomp(2), include/uapi/linux/{seccomp,bpf_common,audit}.h,
 arch/x86/entry/syscalls/syscall_64.tbl.
@@ -55,16 +56,20 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
-def confine() -> None:
+def confine(*, traceable: bool = False) -> None:
     """Confine this process and all its threads, for good.
 
-    Attach first: what is given up is needed for it.  Raises EnvironmentFault if the kernel refuses
-    (or is not x86-64); then nothing may be assumed to be given up.
+    Attach first: what is given up is needed for it.  ``traceable`` leaves processes of the same
+    user the right to look at this one, which looking for ways around the traps needs.
+
+    Raises EnvironmentFault if the kernel refuses (or is not x86-64); then nothing may be assumed
+    to be given up.
     """
     if platform.machine() != "x86_64":
         raise EnvironmentFault("the filter is for x86-64", got=platform.machine())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(_PR_SET_DUMPABLE, 0)
+    if not traceable:
+        _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     code = filter_program()
     buffer = ctypes.create_string_buffer(code, len(code))

@@ -16,7 +16,9 @@ import time
 from pathlib import Path
 
 from undercroft.base import EnvironmentFault
-from undercroft.securekernel.vtpm import control
+from undercroft.guests.tpm import is_listening
+from undercroft.securekernel.vtpm import commands, control
+from undercroft.securekernel.vtpm.batch import LOADED_SESSION_FIRST, TRANSIENT_FIRST
 from undercroft.securekernel.vtpm.control import Control
 
 STARTUP_CLEAR = bytes.fromhex("80010000000c000001440000")
@@ -24,7 +26,7 @@ STARTUP_CLEAR = bytes.fromhex("80010000000c000001440000")
 _RELAY = """
 import os, socket, sys
 peer = socket.socket(socket.AF_UNIX)
-peer.connect(sys.argv[1])
+peer.connect(sys.argv[-1])
 while command := os.read(0, 4096):
     peer.sendall(command)
     response = peer.recv(8192)
@@ -35,9 +37,9 @@ while command := os.read(0, 4096):
 
 
 def wait_for(path: Path, seconds: float = 10.0) -> None:
-    """Wait until ``path`` exists.  Raises EnvironmentFault."""
+    """Wait until ``path`` exists and, if it is a socket, is listened on.  EnvironmentFault."""
     deadline = time.monotonic() + seconds
-    while not path.exists():
+    while not path.exists() or (path.is_socket() and not is_listening(path)):
         if time.monotonic() > deadline:
             raise EnvironmentFault("did not appear in time", where=str(path))
         time.sleep(0.01)
@@ -168,36 +170,88 @@ class HypervisorSide:
         self._control.close()
 
 
-class ToolRelay:
-    """Lets tpm2-tools speak through a :class:`HypervisorSide`: see :attr:`tcti`."""
+class MultiplexerProcess:
+    """The multiplexer as its own process in front of ``swtpm``, with its sockets in ``folder``."""
 
-    def __init__(self, hypervisor: HypervisorSide, path: Path) -> None:
+    def __init__(self, folder: Path, swtpm: SwtpmProcess, *options: str) -> None:
+        self.listen, self.kernel = folder / "qemu.sock", folder / "kernel.sock"
+        pid_file = folder / "mux.pid"
+        self._process = subprocess.Popen(
+            [
+                sys.executable, "-m", "undercroft.securekernel.vtpm",
+                "--upstream", str(swtpm.path), "--listen", str(self.listen),
+                "--control", str(self.kernel), "--pidfile", str(pid_file), *options,
+            ],
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_for(pid_file)
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    def stop(self) -> int:
+        """End it and return its exit status."""
+        self._process.terminate()
+        return self._process.wait(10)
+
+
+class ToolRelay:
+    """Lets tpm2-tools speak through a :class:`HypervisorSide`: see :attr:`tcti`.
+
+    With ``managed`` it does the most of what a resource manager does: what programs leave loaded
+    when the last of them ends is flushed before the next may speak.
+    """
+
+    def __init__(self, hypervisor: HypervisorSide, path: Path, *, managed: bool = False) -> None:
         self._hypervisor = hypervisor
+        self._managed = managed
+        self.commands = 0
+        self._programs = 0
+        self._lock = threading.Lock()
         self._path = path
+        self._program = path.with_name(path.name + ".py")
+        self._program.write_text(f"#!{sys.executable} -ESs\n{_RELAY}")
+        self._program.chmod(0o700)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(str(path))
-        self._server.listen(4)
+        self._server.listen(16)
         threading.Thread(target=self._serve, daemon=True).start()
 
     @property
     def tcti(self) -> str:
-        """The value for TPM2TOOLS_TCTI."""
-        command = [sys.executable, "-S", "-E", "-c", _RELAY, str(self._path)]
-        return "cmd:exec " + shlex.join(command)
+        """The value for TPM2TOOLS_TCTI, and for every other program that takes a TCTI."""
+        return f"cmd:exec {shlex.quote(str(self._program))} {shlex.quote(str(self._path))}"
 
     def _serve(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 peer, _ = self._server.accept()
+                with self._lock:
+                    self._programs += 1
                 threading.Thread(target=self._relay, args=(peer,), daemon=True).start()
 
     def _relay(self, peer: socket.socket) -> None:
         with peer, contextlib.suppress(OSError, EnvironmentFault):
             while command := peer.recv(8192):
+                self.commands += 1
                 peer.sendall(self._hypervisor.command(command))
+        with self._lock, contextlib.suppress(OSError, EnvironmentFault):
+            self._programs -= 1
+            if self._managed and self._programs == 0:
+                flush_loaded(self._hypervisor)
 
     def close(self) -> None:
         """Take no more connections."""
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
+
+
+def flush_loaded(hypervisor: HypervisorSide) -> None:
+    """Flush every transient object and every loaded session."""
+    for first in (TRANSIENT_FIRST, LOADED_SESSION_FIRST):
+        ask = commands.get_handles(first)
+        for handle in commands.parse_get_handles(ask, hypervisor.command(ask.data)):
+            hypervisor.command(commands.flush_context(handle).data)

@@ -7,9 +7,12 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import undercroft
 from undercroft.base import EnvironmentFault
+from undercroft.securekernel import confine, landlock
 from undercroft.securekernel.vtpm import control
 from undercroft.securekernel.vtpm.interposer import Interposer, listen
 from undercroft.securekernel.vtpm.keyfile import KeyFile
@@ -90,6 +93,28 @@ def _read(path: Path) -> bytes:
     return data
 
 
+def _confine(multiplexer: Multiplexer, arguments: argparse.Namespace) -> None:
+    """Give up everything but the sockets and the files named, as far as the kernel can.
+
+    Before any thread is started.  What was not given up is noted: the guest runs on regardless.
+    """
+    files = (arguments.listen, arguments.control, arguments.pidfile, arguments.keys)
+    folders = {path.absolute().parent for path in files if path is not None}
+    own = Path(undercroft.__file__).parent
+    code = (Path(sys.prefix), Path(sys.base_prefix), own, Path("/usr/lib"), Path("/lib"))
+    steps: dict[str, Callable[[], None]] = {
+        "landlock": lambda: landlock.restrict(code, folders),
+        "seccomp": lambda: confine.confine(traceable=True),
+    }
+    for name, give_up in steps.items():
+        try:
+            give_up()
+        except EnvironmentFault as fault:
+            multiplexer.note(f"not confined by {name}: {fault}")
+        else:
+            multiplexer.confined_by.append(name)
+
+
 def _leave(*_: object) -> None:
     """Leave the main thread's wait; setting an Event from a signal handler could deadlock."""
     raise SystemExit(0)
@@ -108,9 +133,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vtpm: {fault}", file=sys.stderr)  # noqa: T201 - a program's own error message
         return 1
     keys = None if arguments.keys is None else KeyFile(arguments.keys)
-    interposer = Interposer(
-        Multiplexer(upstream, launch, keys), guest, kernel, until_guest_leaves=arguments.terminate
-    )
+    multiplexer = Multiplexer(upstream, launch, keys)
+    _confine(multiplexer, arguments)
+    interposer = Interposer(multiplexer, guest, kernel, until_guest_leaves=arguments.terminate)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     try:

@@ -78,6 +78,7 @@ class Multiplexer:
         keys: KeyFile | None = None,
     ) -> None:
         self.upstream = upstream
+        self.confined_by: list[str] = []
         self.arbiter = Arbiter()
         self.counters = Counters()
         self._runner = BatchRunner(upstream.execute)
@@ -423,6 +424,7 @@ class Multiplexer:
             "launch": self.launcher.number,
             "launch_reason": self.launcher.reason,
             "log_size": self.launcher.log_size,
+            "confined_by": list(self.confined_by),
             **{name: getattr(counters, name) for name in Counters.__slots__},
             "events": [[when, what] for when, what in self._guest.events],
         }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import signal
 import subprocess
 import sys
@@ -9,9 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from undercroft.base import EnvironmentFault
+from undercroft.securekernel import confine, landlock
 from undercroft.securekernel.vtpm import VtpmClient, control
-from undercroft.securekernel.vtpm.__main__ import main
+from undercroft.securekernel.vtpm.__main__ import _confine, main
 from undercroft.securekernel.vtpm.control import Control
+from undercroft.securekernel.vtpm.multiplexer import Multiplexer
+from undercroft.securekernel.vtpm.upstream import Upstream
 from undercroft.testing.vtpm import HypervisorSide, wait_for
 
 if TYPE_CHECKING:
@@ -55,6 +60,37 @@ def test_with_terminate_it_goes_with_the_hypervisor_and_takes_swtpm_along(
     HypervisorSide(tmp_path / "qemu").close()
     assert finish(process) == (0, "")
     assert swtpm.controls[-1] == control.request(Control.SHUTDOWN)
+
+
+def test_it_is_confined_as_far_as_the_kernel_can(swtpm: FakeSwtpm, tmp_path: Path) -> None:
+    process = spawn(tmp_path)
+    with VtpmClient(tmp_path / "kernel") as client:
+        status = client.status()
+    rows = Path(f"/proc/{process.pid}/status").read_text()
+    process.terminate()
+    assert finish(process) == (0, "")
+    assert "seccomp" in status["confined_by"]
+    assert ("landlock" in status["confined_by"]) == (landlock.version() > 0)
+    assert "Seccomp:\t2" in rows
+    assert "NoNewPrivs:\t1" in rows
+
+
+def test_what_could_not_be_given_up_is_noted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise EnvironmentFault("the kernel refuses")
+
+    monkeypatch.setattr(landlock, "restrict", refuse)
+    monkeypatch.setattr(confine, "confine", refuse)
+    multiplexer = Multiplexer(Upstream(tmp_path / "swtpm"))
+    _confine(
+        multiplexer, argparse.Namespace(listen=tmp_path, control=None, pidfile=None, keys=None)
+    )
+    assert multiplexer.confined_by == []
+    events = str(multiplexer.status()["events"])
+    assert "not confined by landlock" in events
+    assert "not confined by seccomp" in events
 
 
 def test_what_is_to_be_measured_is_read_at_the_start(swtpm: FakeSwtpm, tmp_path: Path) -> None:
