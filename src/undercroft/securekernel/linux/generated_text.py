@@ -6,17 +6,21 @@ JIT-compiled BPF cannot be computed here; it is listed, and the space around it 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from undercroft.base import Finding, JsonValue, MemoryFault, Outcome
-from undercroft.reference.kernel import ftrace, generated, its, kprobes
+from undercroft.reference.kernel import ftrace, generated, its, kprobes, text_poke
 from undercroft.reference.kernel.canvas import Canvas
 from undercroft.reference.kernel.generated import Generated
 from undercroft.reference.kernel.guest import GuestStructs, GuestValues
 from undercroft.reference.kernel.replay import Replay
+from undercroft.securekernel.linux.settle import MOVING_S
 
 FINDING = "kernel.generated"
 _PAGE = 4096
@@ -25,6 +29,8 @@ _CHUNK = 64
 _INT3 = 0xCC
 _LISTED = 16
 _MAX_NODES = 64
+LOOKS_S = (0.0, 0.002, 0.02, 0.1, 0.2)
+"""Seconds the guest runs before each look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,62 +42,107 @@ class _PackSpace:
     wrong: list[int]
 
 
-class GeneratedCode:
-    """Finds and compares generated code; nothing is kept between two looks."""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one look saw: how much there is, and (owner, address) of what is not explained."""
 
-    def __init__(self, replay: Replay, values: Callable[[], GuestValues]) -> None:
+    pieces: int
+    size: int
+    wrong: list[tuple[str, int]]
+    jitted: int
+
+
+class GeneratedCode:
+    """Finds and compares generated code; nothing is kept between two checks.
+
+    ``code`` gives the expected code that a position falls in, the kernel's or a module's;
+    ``its_pages`` are the pages (position >> 12) of modules' ITS thunks.
+    """
+
+    def __init__(
+        self,
+        replay: Replay,
+        values: Callable[[], GuestValues],
+        code: Callable[[int], Canvas | None],
+        its_pages: frozenset[int] = frozenset(),
+    ) -> None:
         self._replay = replay
         self._values = values
+        self._code = code
+        self._its_pages = its_pages
 
     def check(
-        self, code: Callable[[int], Canvas | None], its_pages: frozenset[int] = frozenset()
+        self,
+        sleep: Callable[[float], None] = time.sleep,
+        now: Callable[[], float] = time.monotonic,
     ) -> Finding:
         """Compare everything.
 
-        ``code`` gives the expected code that a position falls in, the kernel's or a module's;
-        ``its_pages`` are the pages (position >> 12) of modules' ITS thunks.
+        Such code comes and goes while the guest runs, so that a byte is wrong if it is so at
+        every one of a few looks; while the kernel says that it is patching, there are more.
         """
-        values = self._values()
-        guest = GuestStructs(values, self._replay.image.btf)
-        wrong: list[tuple[str, int]] = []
-        pages: set[int] = set()
-        try:
-            pieces = list(self._pieces(guest, code))
-            for piece in pieces:
-                last = piece.start + max(len(form) for form in piece.forms) - 1
-                pages |= set(range(piece.start // _PAGE, last // _PAGE + 1))
-            for page in sorted(pages):
-                mine = [piece for piece in pieces if _touches(piece, page)]
-                content = values.read(page * _PAGE, _PAGE)
-                wrong += [
-                    (_owner(mine, at), values.address(at))
-                    for at in generated.unexplained(content, page * _PAGE, mine, 0)
-                ]
-            thunks = sorted(its_pages | self._replay.choices.its_pages)
-            for page in thunks:
-                wrong += [
-                    ("ITS thunks", values.address(page * _PAGE + at))
-                    for at in its.odd_bytes(values.read(page * _PAGE, _PAGE))
-                ]
-            space = self._packs(guest)
-            wrong += [("free space of a BPF pack", address) for address in space.wrong]
-        except MemoryFault as fault:
+        begun = now()
+        wrong: dict[int, str] = {}
+        fault: MemoryFault | None = None
+        seen: _Look | None = None
+        for number, delay in enumerate(itertools.chain(LOOKS_S, itertools.repeat(LOOKS_S[-1]))):
+            if number >= len(LOOKS_S) and not (now() - begun < MOVING_S and self._patching()):
+                break
+            sleep(delay)
+            try:
+                look = self._look()
+            except MemoryFault as error:
+                fault = error
+                continue
+            found = {address: what for what, address in look.wrong}
+            wrong = found if seen is None else {at: wrong[at] for at in wrong if at in found}
+            seen = look
+            if not wrong:
+                break
+        if seen is None:
+            assert fault is not None
             return Finding(
                 FINDING,
                 Outcome.FAIL,
                 f"generated code cannot be read: {fault}",
                 {"address": f"{fault.address:#x}"},
             )
-        return _finding(
-            len(pieces) + len(thunks),
-            (len(pages) + len(thunks)) * _PAGE + space.free,
-            wrong,
-            space.jitted,
-        )
+        return _finding(seen, [(wrong[at], at) for at in sorted(wrong)])
 
-    def _pieces(
-        self, guest: GuestStructs, code: Callable[[int], Canvas | None]
-    ) -> Iterator[Generated]:
+    def _patching(self) -> bool:
+        with contextlib.suppress(MemoryFault):
+            return bool(text_poke.under_way(self._replay.image, self._values()))
+        return False
+
+    def _look(self) -> _Look:
+        """Compare everything once.  Raises MemoryFault for what cannot be read."""
+        values = self._values()
+        guest = GuestStructs(values, self._replay.image.btf)
+        wrong: list[tuple[str, int]] = []
+        pages: set[int] = set()
+        pieces = list(self._pieces(guest))
+        for piece in pieces:
+            last = piece.start + max(len(form) for form in piece.forms) - 1
+            pages |= set(range(piece.start // _PAGE, last // _PAGE + 1))
+        for page in sorted(pages):
+            mine = [piece for piece in pieces if _touches(piece, page)]
+            content = values.read(page * _PAGE, _PAGE)
+            wrong += [
+                (_owner(mine, at), values.address(at))
+                for at in generated.unexplained(content, page * _PAGE, mine, 0)
+            ]
+        thunks = sorted(self._its_pages | self._replay.choices.its_pages)
+        for page in thunks:
+            wrong += [
+                ("ITS thunks", values.address(page * _PAGE + at))
+                for at in its.odd_bytes(values.read(page * _PAGE, _PAGE))
+            ]
+        space = self._packs(guest)
+        wrong += [("free space of a BPF pack", address) for address in space.wrong]
+        size = (len(pages) + len(thunks)) * _PAGE + space.free
+        return _Look(len(pieces) + len(thunks), size, wrong, space.jitted)
+
+    def _pieces(self, guest: GuestStructs) -> Iterator[Generated]:
         image, choices = self._replay.image, self._replay.choices
         if image.find("ftrace_ops_list") is not None and "ftrace_ops" in image.btf:
             for ops in ftrace.read_ops(image, guest):
@@ -102,7 +153,7 @@ class GeneratedCode:
                     if piece is not None:
                         yield piece
         for probe in kprobes.read_probes(image, guest):
-            canvas = code(probe.site)
+            canvas = self._code(probe.site)
             if canvas is None or probe.flags & (kprobes.FLAG_GONE | kprobes.FLAG_FTRACE):
                 continue
             for piece in (
@@ -152,7 +203,8 @@ def _owner(pieces: list[Generated], at: int) -> str:
     return "space beside " + ", ".join(sorted({piece.what for piece in pieces}))
 
 
-def _finding(pieces: int, size: int, wrong: list[tuple[str, int]], jitted: int) -> Finding:
+def _finding(look: _Look, wrong: list[tuple[str, int]]) -> Finding:
+    pieces, size, jitted = look.pieces, look.size, look.jitted
     details: dict[str, JsonValue] = {
         "pieces": pieces,
         "bytes": size,

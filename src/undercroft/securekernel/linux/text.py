@@ -258,16 +258,7 @@ class KernelTextProof:
         assert self.replay is not None
         modules = self.modules
         pages = modules.its_pages() if modules is not None else frozenset()
-        generated = GeneratedCode(self.replay, self._values)
-        finding = generated.check(self._code_at, pages)
-        for attempt in range(SETTLE_TRIES):
-            if finding.outcome is Outcome.PASS:
-                break
-            time.sleep(SETTLE_WAIT_S)  # it may be being made, or being taken apart
-            last = attempt == SETTLE_TRIES - 1
-            with self._paused() if last else contextlib.nullcontext():
-                finding = generated.check(self._code_at, pages)
-        return finding
+        return GeneratedCode(self.replay, self._values, self._code_at, pages).check()
 
     def _code_at(self, position: int) -> Canvas | None:
         """Return the expected code that a position falls in: the kernel's or a module's."""
