@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from undercroft.appraise.ima import appraise_ima
 from undercroft.appraise.ima_entry import CLAIM
@@ -11,13 +11,20 @@ from undercroft.appraise.model import Judgement, failed, stated
 from undercroft.appraise.verified import VerifiedEvidence
 from undercroft.base import Finding, Outcome
 from undercroft.policy import Action, Policy, Requirement
-from undercroft.reference.files import compile_files
+from undercroft.reference.archive import FileArchive
+from undercroft.reference.layers import file_knowledge
 from undercroft.reference.model import ReferenceSet
 
 
-def judge_of(references: ReferenceSet, policy: Policy) -> ImaJudge:
-    """Compile what files are judged by.  It takes a while for many files: make one and keep it."""
-    return ImaJudge(rules_of(policy), compile_files(references.files, references.name))
+def judge_of(
+    references: ReferenceSet, policy: Policy, archives: Sequence[FileArchive] = ()
+) -> ImaJudge:
+    """Compile what files are judged by.  It takes a while for many files: make one and keep it.
+
+    ``archives`` are the tables of packaged files that ``references`` names; raises ValueError for
+    others.
+    """
+    return ImaJudge(rules_of(policy), file_knowledge(references, archives))
 
 
 def appraise_files(

@@ -20,9 +20,8 @@ Finding ids:
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 
 from undercroft.appraise.ima_carried import KEPT, ImaCarried, ImaTally
 from undercroft.appraise.ima_entry import (
@@ -40,6 +39,8 @@ from undercroft.base import Finding, JsonValue, Outcome, PcrBank, VerificationEr
 from undercroft.formats.ear import Tier
 from undercroft.formats.ima import ImaList, Run
 from undercroft.policy import Action
+from undercroft.reference.layers import look_up
+from undercroft.reference.updates import grade_name
 from undercroft.verify.checks import Check
 from undercroft.verify.ima import ReplayedIma
 from undercroft.verify.ima_boot import I9_BOOT_AGGREGATE, verify_boot_aggregate
@@ -55,6 +56,9 @@ P2_JUDGE = Check(
     "P2", "ima.carried-judge", "the carried appraisal was made with these rules and references", ""
 )
 CHECKS = (P1_STATE, P2_JUDGE)
+
+UPDATES = "updates"
+"""Name of the detail that counts files by package and version, where there are several."""
 
 BOOT_AGGREGATE = "ima.boot-aggregate"
 """Id of the finding that the list belongs to the boot that the boot PCRs speak of."""
@@ -209,7 +213,7 @@ def _judge_run(
 
 
 def _look_up(measurements: ImaList, run: Run, stop: int, judge: ImaJudge) -> list[str]:
-    """Return for each entry the name of the grade of the reference that explains it, or nothing.
+    """Return for each entry the label of the reference that explains it, or nothing.
 
     The hot path: where the template data up to the name's end is all that a reference fixes,
     one dictionary look-up tells that path and digest are known.
@@ -220,11 +224,11 @@ def _look_up(measurements: ImaList, run: Run, stop: int, judge: ImaJudge) -> lis
     if not accepted or fields is None or fields[1:2] != ("n-ng",) or "buf" in fields:
         return [""] * len(datas)
     if len(fields) == 2:
-        return list(map(accepted.get, datas, repeat("")))
+        return look_up(accepted, datas)
     at = len(run.digest_head) + run.digest_size
     text = at + 4
     order = measurements.order
-    return [accepted.get(d[: text + int.from_bytes(d[at:text], order)], "") for d in datas]
+    return look_up(accepted, [d[: text + int.from_bytes(d[at:text], order)] for d in datas])
 
 
 def _judge_entry(
@@ -237,8 +241,8 @@ def _judge_entry(
 ) -> None:
     entry = measurements[at]
     verdict = classify(entry, index, judge, boot_pcrs)
-    if verdict.grade is not None:
-        seen.known(verdict.grade.value)
+    if verdict.label:
+        seen.known(verdict.label)
         return
     seen.count(verdict.kind)
     if verdict.action is not None:
@@ -295,15 +299,18 @@ def _boot_aggregate(replayed: ReplayedIma, boot_pcrs: Sequence[PcrBank]) -> Judg
 def summary_of(count: int, judge: ImaJudge, tally: ImaTally, told: int) -> Judgement:
     """Judge the ``count`` entries of a boot as a whole; ``told`` deviations are told each."""
     deviations = tally.failed + tally.undetermined
+    grades, updates = _by_grade(tally.grades)
     compared = tally.kinds.get(KNOWN, 0) + tally.kinds.get(SIGNED, 0)
     details: dict[str, JsonValue] = {
         "entries": count,
         "kinds": tally.kinds,
-        "grades": tally.grades,
+        "grades": grades,
         "references": len(judge.references),
         "not-told": deviations - told,
     }
-    summary = f"{count} entries: {', '.join(_words(tally)) or 'none judged'}"
+    if updates:
+        details[UPDATES] = updates
+    summary = f"{count} entries: {', '.join(_words(tally.kinds)) or 'none judged'}"
     source = judge.references.name
     worst = tally.worst
     if not compared:
@@ -316,11 +323,22 @@ def summary_of(count: int, judge: ImaJudge, tally: ImaTally, told: int) -> Judge
         finding = Finding("ima.files", Outcome.UNKNOWN, summary, details, source)
         return Judgement(finding, worst, CLAIM)
     finding = Finding("ima.files", Outcome.PASS, summary, details, source)
-    if tally.grades.keys() <= judge.affirmed:
+    if grades.keys() <= judge.affirmed:
         return passed(finding, CLAIM)
     return failed(finding, CLAIM, judge.rules.reference.other)
 
 
-def _words(tally: ImaTally) -> Iterator[str]:
-    for kind, count in sorted(tally.kinds.items(), key=lambda item: (item[0] != KNOWN, item[0])):
-        yield f"{count} {kind}"
+def _by_grade(labels: Mapping[str, int]) -> tuple[dict[str, JsonValue], dict[str, JsonValue]]:
+    """Return how many files have each grade, and how many each label that says more than that."""
+    more: dict[str, JsonValue] = {text: count for text, count in labels.items() if text[0] == "["}
+    if not more:
+        return dict(labels), more
+    grades: dict[str, int] = {}
+    for text, count in labels.items():
+        grades[grade_name(text)] = grades.get(grade_name(text), 0) + count
+    return dict(grades), more
+
+
+def _words(kinds: Mapping[str, int]) -> list[str]:
+    words = [f"{kinds[kind]} {kind}" for kind in sorted(kinds) if kind != KNOWN]
+    return [f"{kinds[KNOWN]} {KNOWN}", *words] if KNOWN in kinds else words

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from undercroft.appraise.ima_rules import ImaJudge
 from undercroft.appraise.model import Judgement, failed
 from undercroft.base import Finding, FormatError, JsonValue, Outcome, PcrBank, VerificationError
-from undercroft.base import Grade as ReferenceGrade
 from undercroft.formats.ear import TrustClaim
 from undercroft.formats.ima import (
     FileDigest,
@@ -44,13 +43,13 @@ _KEXEC_EVENTS = frozenset({b"kexec-cmdline", b"kexec_load", b"kexec_execute"})
 class EntryVerdict:
     """What an entry is, and what that does: ``action`` None means nothing, it only counts.
 
-    ``grade`` is that of the reference that explains it, if one does.
+    ``label`` is that of the reference that explains it, empty if none does.
     """
 
     kind: str
     action: Action | None = None
     outcome: Outcome = Outcome.PASS
-    grade: ReferenceGrade | None = None
+    label: str = ""
     comparison: FileComparison | None = None
     note: str = ""
     details: dict[str, JsonValue] = field(default_factory=dict)
@@ -119,7 +118,7 @@ def _file(entry: ImaEntry, digest: FileDigest, judge: ImaJudge) -> EntryVerdict:
     comparison = judge.references.compare(entry.name, digest)
     kind = comparison.match.value
     if comparison.match is FileMatch.KNOWN:
-        return EntryVerdict(KNOWN, grade=comparison.expected[0].provenance.grade)
+        return EntryVerdict(KNOWN, label=judge.references.label(comparison.expected[0].provenance))
     if comparison.match is FileMatch.OTHER_CONTENT:
         # A signature says who made the content, not that it belongs at this path.
         return EntryVerdict(kind, Action.CONTRAINDICATE, Outcome.FAIL, comparison=comparison)

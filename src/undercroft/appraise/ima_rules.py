@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from undercroft.policy import Action, Policy, ReferenceRules
-from undercroft.reference.files import FileReferences
+from undercroft.reference.layers import KnownFiles
 from undercroft.verify.ima_signature import ImaKeyring, load_keyring
 
 _NAME = "the policy's"
@@ -73,7 +73,7 @@ class ImaJudge:
 
     __slots__ = ("_buffers", "_excluded", "_violations", "affirmed", "id", "references", "rules")
 
-    def __init__(self, rules: ImaRules, references: FileReferences) -> None:
+    def __init__(self, rules: ImaRules, references: KnownFiles) -> None:
         self.rules = rules
         self.references = references
         self._excluded = _compiled(rules.exclude)
@@ -111,7 +111,7 @@ def _fits(pattern: re.Pattern[str], name: bytes) -> bool:
     return pattern.match(name.decode("latin-1")) is not None
 
 
-def _identifier(rules: ImaRules, references: FileReferences) -> bytes:
+def _identifier(rules: ImaRules, references: KnownFiles) -> bytes:
     said = (
         [action.value for action in (rules.unknown, rules.violation, rules.kexec)],
         [grade.value for grade in rules.reference.affirm],

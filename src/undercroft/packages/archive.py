@@ -75,10 +75,32 @@ def verify_package(path: Path, stanza: Stanza) -> None:
         )
 
 
+def verified(stanza: Stanza, index: PackagesIndex, path: Path) -> VerifiedPackage:
+    """Return the package at ``path``, whose digest was compared with ``stanza`` of ``index``."""
+    return VerifiedPackage(
+        stanza.name,
+        stanza.version,
+        stanza.architecture,
+        path,
+        stanza.sha256,
+        Provenance(
+            Grade.PACKAGE,
+            package=stanza.name,
+            version=stanza.version,
+            origin=f"{index.origin}: {stanza.filename}",
+            release_sha256=index.release.sha256,
+            signer=index.release.signer,
+            note=index.release.note,
+        ),
+    )
+
+
 class Archive:
     """The packages of one Debian release, through the machine's apt, in the folder ``root``.
 
     ``now`` is the time that Release files are judged at; ``say`` is told what takes long.
+    ``also`` are more folders where package files may lie (apt's own cache): what is in them is
+    taken if its digest is right.
     """
 
     def __init__(
@@ -90,6 +112,7 @@ class Archive:
         apt: Transport | None = None,
         rule: FreshnessRule | None = None,
         keyring: Path = DEBIAN_KEYRING,
+        also: Sequence[Path] = (),
         say: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.root = root
@@ -97,6 +120,7 @@ class Archive:
         self._apt: Transport = apt or PrivateApt(root, keyring=keyring)
         self._rule = rule
         self._keyring = keyring
+        self._also = tuple(also)
         self._refresh = refresh
         self._say = say
         self._indexes: tuple[PackagesIndex, ...] | None = None
@@ -223,9 +247,19 @@ class Archive:
         A file that is already there is used if its digest is right, and replaced otherwise.
         """
         stanza, index = self.find(name, version)
-        folder = self.root / "packages"
+        return verified(stanza, index, self._file(stanza))
+
+    def _file(self, stanza: Stanza) -> Path:
         quoted = stanza.version.replace(":", "%3a")
-        path = folder / f"{stanza.name}_{quoted}_{stanza.architecture}.deb"
+        name = f"{stanza.name}_{quoted}_{stanza.architecture}.deb"
+        for folder in self._also:
+            try:
+                verify_package(folder / name, stanza)
+            except (OSError, VerificationError):
+                continue  # what is in a folder of others is no fault of the archive's
+            return folder / name
+        folder = self.root / "packages"
+        path = folder / name
         with self._locked():
             try:
                 verify_package(path, stanza)
@@ -236,22 +270,7 @@ class Archive:
                     stanza.name, stanza.version, stanza.architecture, folder
                 ).replace(path)
                 verify_package(path, stanza)
-        return VerifiedPackage(
-            stanza.name,
-            stanza.version,
-            stanza.architecture,
-            path,
-            stanza.sha256,
-            Provenance(
-                Grade.PACKAGE,
-                package=stanza.name,
-                version=stanza.version,
-                origin=f"{index.origin}: {stanza.filename}",
-                release_sha256=index.release.sha256,
-                signer=index.release.signer,
-                note=index.release.note,
-            ),
-        )
+        return path
 
     def fetch_all(self, names: Iterable[str]) -> tuple[VerifiedPackage, ...]:
         """Fetch several packages; see :meth:`fetch`."""

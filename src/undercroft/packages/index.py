@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from dataclasses import dataclass
 
 from debian.debian_support import Version
@@ -18,6 +18,7 @@ _NAME = "Packages"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _VERSION = re.compile(r"[A-Za-z0-9.+:~-]+")
+_FIRST_FIELD = re.compile(rb"\nPackage: ([^\n]*)\n")
 _ARCHITECTURE = re.compile(r"[a-z0-9-]+")
 
 
@@ -99,22 +100,33 @@ class PackagesIndex:
         self.release = release
         self.component = meta_key.split("/")[0]
         self._text = b"\n" + data
+        self._found: dict[bytes, list[int]] | None = None
 
     @property
     def origin(self) -> str:
         """Archive, suite and component."""
         return f"{self.release.origin} {self.component}"
 
+    @property
+    def names(self) -> KeysView[bytes]:
+        """The name of every package in the index."""
+        return self._places().keys()
+
+    def _places(self) -> dict[bytes, list[int]]:
+        """Return where the stanzas of each package begin; found at the first question."""
+        if self._found is None:
+            self._found = {}
+            # Package is a stanza's first field (wiki.debian.org/DebianRepository/Format).
+            for match in _FIRST_FIELD.finditer(self._text):
+                self._found.setdefault(match[1], []).append(match.start() + 1)
+        return self._found
+
     def find(self, name: str) -> Iterator[Stanza]:
         """Yield every stanza of the package ``name``.  Raises FormatError."""
-        # Package is a stanza's first field (wiki.debian.org/DebianRepository/Format).
-        field = b"\nPackage: " + name.encode() + b"\n"
-        start = self._text.find(field)
-        while start >= 0:
-            end = self._text.find(b"\n\n", start + 1)
-            stanza = self._text[start + 1 : end if end >= 0 else len(self._text)]
+        for start in self._places().get(name.encode(), ()):
+            end = self._text.find(b"\n\n", start)
+            stanza = self._text[start : end if end >= 0 else len(self._text)]
             try:
-                yield parse_package(stanza.decode(), base=start)
+                yield parse_package(stanza.decode(), base=start - 1)
             except UnicodeDecodeError as error:
-                raise FormatError(_NAME, start + error.start, "not UTF-8") from error
-            start = self._text.find(field, start + len(field) - 1)
+                raise FormatError(_NAME, start - 1 + error.start, "not UTF-8") from error
