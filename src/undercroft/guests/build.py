@@ -104,13 +104,14 @@ def _initramfs(
     return write_cpio(entry for entry, _ in sources), files
 
 
-def _write(path: Path, data: bytes, provenance: Provenance) -> BuiltFile:
+def write(path: Path, data: bytes, provenance: Provenance) -> BuiltFile:
+    """Write a file of a build."""
     path.write_bytes(data)
     return BuiltFile(path, hashlib.sha256(data).hexdigest(), provenance)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Let one process at a time build."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -118,7 +119,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _point(link: Path, folder: Path) -> None:
+def point(link: Path, folder: Path) -> None:
     """Let the symbolic link name ``folder``, its neighbour, from one moment to the next."""
     new = link.with_name(f".{link.name}.new")
     new.unlink(missing_ok=True)
@@ -146,7 +147,7 @@ def build_micro(
     inputs = _inputs_digest(packages, adversaries)
     builds = home.absolute() / "builds"
     folder = builds / f"micro-{inputs[:12]}"
-    with _locked(builds):
+    with locked(builds):
         if folder.is_dir():
             built = load_build(folder)
             if not built.is_intact():
@@ -166,7 +167,7 @@ def build_micro(
                 _build(packages, modules, inputs, new)
                 new.rename(folder)
             built = load_build(folder)
-        _point(builds / "micro", folder)
+        point(builds / "micro", folder)
     return built
 
 
@@ -190,10 +191,10 @@ def _build(packages: _Packages, modules: Mapping[str, bytes], inputs: str, folde
         name="micro",
         inputs=inputs,
         kernel_release=packages.release,
-        kernel=_write(folder / "vmlinuz", kernel, packages.image.provenance),
-        initrd=_write(folder / "initrd", initrd, Provenance(Grade.BUILT, origin="micro guest")),
-        firmware_code=_write(folder / "OVMF_CODE_4M.fd", code, firmware_from),
-        firmware_vars=_write(folder / "OVMF_VARS_4M.fd", variables, firmware_from),
+        kernel=write(folder / "vmlinuz", kernel, packages.image.provenance),
+        initrd=write(folder / "initrd", initrd, Provenance(Grade.BUILT, origin="micro guest")),
+        firmware_code=write(folder / "OVMF_CODE_4M.fd", code, firmware_from),
+        firmware_vars=write(folder / "OVMF_VARS_4M.fd", variables, firmware_from),
         command_line=micro.COMMAND_LINE,
         files=files,
         packages=(packages.image, packages.busybox, packages.firmware),

@@ -83,7 +83,7 @@ def _shape(machine: qemu.MachineSpec, code: bytes) -> str:
     variables = hashlib.sha256(machine.firmware_vars.read_bytes()).hexdigest()
     shape = [
         hashlib.sha256(code).hexdigest(), variables, machine.accel.value, machine.cpu,
-        machine.cpus, machine.memory_mb,
+        machine.cpus, machine.memory_mb, machine.chain,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()
 
@@ -159,6 +159,7 @@ def _bare_machine(
             ram=folder / "ram",
             firmware_vars=Path(shutil.copy(machine.firmware_vars, folder / "OVMF_VARS.fd")),
             vtpm=listen,
+            disk=None,
         )
         with bare.ram.open("wb") as ram:
             ram.truncate(bare.memory_mb << 20)

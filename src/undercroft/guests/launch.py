@@ -18,6 +18,7 @@ from undercroft.formats.descriptor import VmDescriptor, encode_descriptor
 from undercroft.formats.launch import GUEST_KERNEL, VM_DESCRIPTOR
 from undercroft.guests import qemu
 from undercroft.guests.accel import Accel
+from undercroft.guests.chain import Chain
 from undercroft.guests.manifest import BuiltFile, GuestBuild
 from undercroft.guests.qemu import MachineSpec
 from undercroft.reference.launch import launch_references
@@ -37,6 +38,10 @@ Q35_DEVICES = {
     "pci/00:1f.3": "8086:2930",
 }
 """What QEMU's q35 has without being asked (hw/i386/pc_q35.c): host bridge, LPC, AHCI, SMBus."""
+
+
+NOT_GIVEN = bytes(32)
+"""Stands for the kernel and initrd of a machine that finds them on its disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ def _describe(
         VmDescriptor(
             name=spec.name,
             hypervisor=_digest(_hypervisor()),
-            machine=qemu.MACHINE,
+            machine=qemu.machine(spec.chain),
             accelerator="kvm" if spec.accel is Accel.KVM else "tcg",
             cpu=spec.cpu,
             vcpus=spec.cpus,
@@ -107,18 +112,16 @@ def _describe(
             variables=variables,
             kernel=kernel,
             initrd=initrd,
-            command_line=spec.command_line,
+            command_line="" if spec.disk else spec.command_line,
             devices={
                 **Q35_DEVICES,
-                "block/pflash0": "raw read-only",
-                "block/pflash1": "raw read-write",
+                **_boot_devices(spec),
                 "chardev/compat_monitor0": "chardev-socket",
                 "chardev/compat_monitor1": "chardev-socket",
                 "chardev/serial": "chardev-socket",
                 "chardev/vtpm": "chardev-socket",
                 "object/ram": "memory-backend-file",
-                "peripheral-anon/device[0]": "tpm-crb",
-                "tpm/tpm": "tpm-crb",
+                "tpm/tpm": qemu.tpm_device(spec.chain),
             },
             network=(),
             vtpm=vtpm,
@@ -126,10 +129,28 @@ def _describe(
     )
 
 
+def _boot_devices(spec: MachineSpec) -> dict[str, str]:
+    tpm = qemu.tpm_device(spec.chain)
+    flash = {"block/pflash0": "raw read-only", "block/pflash1": "raw read-write"}
+    if spec.chain is Chain.LEGACY:
+        flash = {}
+    if spec.disk is None:
+        return {**flash, "peripheral-anon/device[0]": tpm}
+    return {
+        **flash,
+        "block/disk": "raw read-write",
+        "pci/00:01.0": "1af4:1001",  # virtio-blk on the root bus: transitional
+        "peripheral-anon/device[0]": "virtio-blk-pci",
+        "peripheral-anon/device[1]": tpm,
+    }
+
+
 def describe(build: GuestBuild, spec: MachineSpec, vtpm: bytes) -> bytes:
     """Return the descriptor of ``spec``, from the files as they are now."""
-    files = (spec.firmware_code, build.firmware_vars.path, spec.kernel, spec.initrd)
-    return _describe(spec, vtpm, *map(_digest, files))
+    firmware, variables = _digest(spec.firmware_code), _digest(build.firmware_vars.path)
+    if spec.disk is not None:
+        return _describe(spec, vtpm, firmware, variables, NOT_GIVEN, NOT_GIVEN)
+    return _describe(spec, vtpm, firmware, variables, _digest(spec.kernel), _digest(spec.initrd))
 
 
 def expected_descriptor(build: GuestBuild, spec: MachineSpec, vtpm: bytes) -> bytes:
@@ -138,8 +159,10 @@ def expected_descriptor(build: GuestBuild, spec: MachineSpec, vtpm: bytes) -> by
     def built(file: BuiltFile) -> bytes:
         return bytes.fromhex(file.sha256)
 
-    files = (build.firmware_code, build.firmware_vars, build.kernel, build.initrd)
-    return _describe(spec, vtpm, *map(built, files))
+    firmware, variables = built(build.firmware_code), built(build.firmware_vars)
+    if build.disk is not None:
+        return _describe(spec, vtpm, firmware, variables, NOT_GIVEN, NOT_GIVEN)
+    return _describe(spec, vtpm, firmware, variables, built(build.kernel), built(build.initrd))
 
 
 def guest_kernel(release: str, vmlinuz: bytes) -> bytes:

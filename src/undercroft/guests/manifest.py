@@ -6,6 +6,7 @@
      "kernel_release": "6.1.0-...", "command_line": "console=ttyS0 ...",
      "kernel": {"path": "vmlinuz", "sha256": "<hex>", "provenance": {...}}, "initrd": ...,
      "firmware_code": ..., "firmware_vars": ...,
+     "chain": "direct", "disk": {"path": "disk.raw", ...}, "boot_files": {"shim": ...},
      "files": {"/bin/busybox": {"sha256": "<hex>", "provenance": {...}}, ...},
      "packages": [{"name": ..., "path": ...}]}
 
@@ -16,13 +17,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from undercroft.base import FormatError
 from undercroft.formats import strict_json
+from undercroft.guests.chain import Chain
 from undercroft.packages.verified import VerifiedPackage
 from undercroft.reference.model import Grade, Provenance
 
@@ -60,7 +62,9 @@ class GuestBuild:
     """A guest that can be run.
 
     ``inputs`` is a digest of everything that decides the result; ``files`` has the regular files
-    of the initramfs by absolute path; ``packages`` are those that the guest is made of.
+    of the initramfs by absolute path, or those of the disk that no package has; ``packages`` are
+    those that the guest is made of.  A guest with a ``disk`` has kernel and initrd on it; they are
+    kept beside it as well, and ``boot_files`` are the others that its boot reads, by name.
     """
 
     name: str
@@ -73,11 +77,15 @@ class GuestBuild:
     command_line: str
     files: Mapping[str, GuestFile]
     packages: tuple[VerifiedPackage, ...]
+    chain: Chain = Chain.DIRECT
+    disk: BuiltFile | None = None
+    boot_files: Mapping[str, BuiltFile] = field(default_factory=dict)
 
     def is_intact(self) -> bool:
         """Whether every file of the build still has the bytes that were built."""
         parts = (self.kernel, self.initrd, self.firmware_code, self.firmware_vars)
-        return all(part.is_intact() for part in parts)
+        disk = (self.disk,) if self.disk else ()
+        return all(part.is_intact() for part in (*parts, *disk, *self.boot_files.values()))
 
 
 class _Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -110,7 +118,7 @@ class _Package(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     provenance: _Provenance
 
 
-class _Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     format: str
     name: str
     inputs: str
@@ -122,6 +130,9 @@ class _Build(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     firmware_vars: _Built
     files: dict[str, _File]
     packages: list[_Package]
+    chain: Chain = Chain.DIRECT
+    disk: _Built | None = None
+    boot_files: dict[str, _Built] = {}
 
 
 def _to_provenance(wire: _Provenance) -> Provenance:
@@ -160,6 +171,9 @@ def parse_build(data: bytes, folder: Path) -> GuestBuild:
             )
             for p in wire.packages
         ),
+        chain=wire.chain,
+        disk=built(wire.disk) if wire.disk else None,
+        boot_files={name: built(part) for name, part in wire.boot_files.items()},
     )  # fmt: skip
 
 
@@ -191,6 +205,9 @@ def encode_build(build: GuestBuild) -> bytes:
                 )
                 for p in build.packages
             ],
+            chain=build.chain,
+            disk=built(build.disk) if build.disk else None,
+            boot_files={name: built(part) for name, part in sorted(build.boot_files.items())},
         )
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -224,6 +225,7 @@ def _machine(
     variables = folder / "OVMF_VARS.fd"
     if not variables.is_file():
         shutil.copyfile(build.firmware_vars.path, variables)
+    disk = _own_disk(build, folder)
     return qemu.MachineSpec(
         name=folder.name,
         folder=folder,
@@ -239,7 +241,22 @@ def _machine(
         firmware_vars=variables,
         vtpm=folder / "vtpm.sock",
         one_thread=options.one_thread,
+        chain=build.chain,
+        disk=disk,
     )
+
+
+def _own_disk(build: GuestBuild, folder: Path) -> Path | None:
+    """Return the guest's own copy of its disk, made when it first runs; None if it has none."""
+    if build.disk is None:
+        return None
+    disk = folder / "disk.raw"
+    if not disk.is_file():
+        new = folder / "disk.new"
+        command = ["cp", "--reflink=auto", "--sparse=always", str(build.disk.path), str(new)]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+        new.rename(disk)
+    return disk
 
 
 def start(

@@ -103,6 +103,8 @@ def _machine(
         firmware_code=build.firmware_code.path,
         firmware_vars=build.firmware_vars.path,
         vtpm=home / "vtpm.sock",
+        chain=build.chain,
+        disk=build.disk.path if build.disk else None,
     )
 
 
