@@ -16,6 +16,7 @@ from undercroft.base import EnvironmentFault, FormatError
 from undercroft.cli.guest import progress
 from undercroft.formats.kernel.profile import parse_profile
 from undercroft.packages.kernel_profile import build_profile, package_identity
+from undercroft.packages.profiles import shim_certificates
 from undercroft.verify.profile_signature import key_id, load_private_key, sign_profile
 
 app = typer.Typer(
@@ -46,8 +47,9 @@ def kernel(
         typer.Option(
             "--ca",
             metavar="FILE",
-            help="A certificate (PEM or DER) that the vmlinuz's signature has to lead to, such "
-            "as the distribution's Secure Boot CA. May be given again.",
+            help="What the vmlinuz's signature has to lead to: the distribution's Secure Boot "
+            "CA (PEM or DER), or its package of shim (shim-unsigned_*.deb), which has it. May be "
+            "given again.",
         ),
     ] = None,
     sign: Annotated[
@@ -64,7 +66,7 @@ def kernel(
     Every module's signature is verified against the keys inside the kernel.  The kernel's own
     signature is verified if --ca says whom to trust; a profile without that says so.
     """
-    anchors = [_certificate(path) for path in ca or []]
+    anchors = [each for path in ca or [] for each in _certificates(path)]
     key = load_private_key(_read(sign)) if sign is not None else None
     with progress("reading the package") as show:
         deb = _read(package)
@@ -119,14 +121,16 @@ def _read(path: Path) -> bytes:
         raise EnvironmentFault(f"cannot read the file: {error}", where=str(path)) from error
 
 
-def _certificate(path: Path) -> bytes:
+def _certificates(path: Path) -> list[bytes]:
     raw = _read(path)
+    if raw.startswith(b"!<arch>\n"):
+        return shim_certificates(raw)
     try:
         load = (
             x509.load_pem_x509_certificate
             if raw.lstrip().startswith(b"-----BEGIN")
             else x509.load_der_x509_certificate
         )
-        return load(raw).public_bytes(Encoding.DER)
+        return [load(raw).public_bytes(Encoding.DER)]
     except ValueError as error:
         raise FormatError("X.509 certificate", 0, f"{path}: {error}") from error

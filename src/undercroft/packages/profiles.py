@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from undercroft.base import EnvironmentFault, FormatError, VerificationError
 from undercroft.formats.kernel.profile import VERSION, KernelProfile, parse_profile
+from undercroft.packages.deb import EntryKind, read_deb
 from undercroft.packages.kernel_profile import build_profile, package_identity
+
+SHIM_PACKAGE = "shim-unsigned"
+_SHIM_CERTIFICATES = "/usr/share/shim/"
+
+
+def shim_certificates(deb: bytes) -> list[bytes]:
+    """Return the certificates (DER) that a package of shim trusts with kernels.
+
+    Debian's shim-unsigned has the distribution's Secure Boot CA as a file beside the program
+    that it is built into.  Raises FormatError if there is none.
+    """
+    found = [
+        entry.data
+        for entry in read_deb(
+            deb, lambda path: path.startswith(_SHIM_CERTIFICATES) and path.endswith(".der")
+        )
+        if entry.kind is EntryKind.FILE
+    ]
+    if not found:
+        raise FormatError("shim package", 0, f"there is no certificate in {_SHIM_CERTIFICATES}")
+    return found
 
 
 class ProfileStore:
@@ -19,12 +41,18 @@ class ProfileStore:
         self._folder = folder
 
     def of_package(
-        self, deb: Path, *, sha256: str = "", say: Callable[[str], None] = lambda _text: None
+        self,
+        deb: Path,
+        *,
+        sha256: str = "",
+        anchors: Sequence[bytes] = (),
+        say: Callable[[str], None] = lambda _text: None,
     ) -> KernelProfile:
         """Return the profile of a kernel package; make it if it is not there yet.
 
-        Every module's signature is verified when it is made.  ``sha256`` is what the package
-        must have.  Raises EnvironmentFault, FormatError and VerificationError.
+        Every module's signature is verified when it is made, and the vmlinuz's if ``anchors``
+        (DER certificates) say whom to trust.  ``sha256`` is what the package must have.  Raises
+        EnvironmentFault, FormatError and VerificationError.
         """
         try:
             data = deb.read_bytes()
@@ -40,12 +68,13 @@ class ProfileStore:
                 expected=sha256,
                 got=digest,
             )
-        kept = self._folder / f"{digest}-{VERSION}.profile"
+        trusted = f"-{hashlib.sha256(b''.join(anchors)).hexdigest()[:16]}" if anchors else ""
+        kept = self._folder / f"{digest}-{VERSION}{trusted}.profile"
         try:
             return parse_profile(kept.read_bytes())
         except (FileNotFoundError, FormatError):
             say("verifying the modules of the kernel's package")
-        made = build_profile(data, package_identity(data), [])
+        made = build_profile(data, package_identity(data), anchors)
         self._folder.mkdir(parents=True, exist_ok=True)
         new = kept.with_suffix(f".{os.getpid()}")
         new.write_bytes(made)

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from undercroft.base import EnvironmentFault
-from undercroft.formats.kernel import KernelImage, KernelModule, load_kernel, parse_module
-from undercroft.formats.kernel.module import decompress_module
+from undercroft.formats.kernel.profile import KernelProfile
 from undercroft.guests.console import run_command
 from undercroft.guests.cpio import CpioEntry, character_device, directory, file, symlink, write_cpio
 from undercroft.guests.micro import APPLETS
 from undercroft.packages import Archive, EntryKind, read_deb
 from undercroft.packages.apt import PrivateApt
+from undercroft.packages.profiles import SHIM_PACKAGE, ProfileStore, shim_certificates
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.linux.text import KernelTextProof
 
@@ -126,20 +126,18 @@ class _BackportsApt(PrivateApt):
 
 @dataclass(frozen=True, slots=True)
 class MatrixKernel:
-    """A kernel from its verified package, with what boots it."""
+    """A kernel from its verified package, with what boots it.
+
+    The signatures of the vmlinuz and of every module were verified: by the distribution's CA,
+    and by the keys inside the vmlinuz.
+    """
 
     flavour: Flavour
     package: str
-    image: KernelImage
+    profile: KernelProfile
     vmlinuz: Path
     initrd: Path
-    modules: dict[str, bytes]
     load_order: tuple[str, ...]
-
-    def library(self, name: str) -> KernelModule | None:
-        """Return the package's module of this name: a ModuleLibrary."""
-        content = self.modules.get(name)
-        return None if content is None else parse_module(content)
 
 
 @functools.cache
@@ -153,18 +151,16 @@ def prepare(home: Path, flavour: Flavour, programs: tuple[Path, ...] = ()) -> Ma
     if match is None:
         raise EnvironmentFault(f"{flavour.meta} names no kernel package", got=meta.depends)
     package = archive.fetch(match[1], match[2])
-    files = {
-        entry.path: entry.data
-        for entry in read_deb(package.path.read_bytes(), _is_wanted)
+    shim = archive.fetch(SHIM_PACKAGE)
+    anchors = shim_certificates(shim.path.read_bytes())
+    store = ProfileStore(home / "profiles")
+    profile = store.of_package(package.path, sha256=package.sha256, anchors=anchors)
+    vmlinuz = next(
+        entry.data
+        for entry in read_deb(package.path.read_bytes(), lambda path: "/boot/vmlinuz-" in path)
         if entry.kind is EntryKind.FILE
-    }
-    vmlinuz = next(data for path, data in files.items() if "/boot/vmlinuz-" in path)
-    modules = {
-        Path(path).name.partition(".ko")[0].replace("-", "_"): decompress_module(data)
-        for path, data in files.items()
-        if ".ko" in path
-    }
-    order = _load_order(modules)
+    )
+    order = _load_order(profile)
     busybox = archive.fetch("busybox-static")
     shell = next(
         entry.data
@@ -174,31 +170,27 @@ def prepare(home: Path, flavour: Flavour, programs: tuple[Path, ...] = ()) -> Ma
     folder = home / "matrix" / match[1]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vmlinuz").write_bytes(vmlinuz)
-    entries = _initramfs(shell, {name: modules[name] for name in order}, programs)
+    entries = _initramfs(shell, {name: profile.module_file(name) for name in order}, programs)
     (folder / "initrd.gz").write_bytes(gzip.compress(write_cpio(entries), 1, mtime=0))
     return MatrixKernel(
         flavour,
         f"{match[1]} {match[2]}",
-        load_kernel(vmlinuz),
+        profile,
         folder / "vmlinuz",
         folder / "initrd.gz",
-        modules,
         order,
     )
 
 
-def _is_wanted(path: str) -> bool:
-    return "/boot/vmlinuz-" in path or ("/lib/modules/" in path and ".ko" in path)
-
-
-def _load_order(modules: dict[str, bytes]) -> tuple[str, ...]:
+def _load_order(profile: KernelProfile) -> tuple[str, ...]:
     """Return MODULES and all they depend on, in the order in which they can be loaded."""
     order: list[str] = []
 
     def add(name: str) -> None:
-        if name in order or name not in modules:
+        module = profile.module(name)
+        if name in order or module is None:
             return
-        depends = parse_module(modules[name]).modinfo.get("depends", "")
+        depends = module.modinfo.get("depends", "")
         for each in filter(None, depends.split(",")):
             add(each.replace("-", "_"))
         order.append(name)
@@ -253,9 +245,9 @@ class MatrixGuest:
         return KernelTextProof.attach(
             guest.memory,
             guest.vcpus(),
-            self.kernel.image,
+            self.kernel.profile.kernel,
             paused=guest.paused,
-            library=self.kernel.library,
+            library=self.kernel.profile.module,
         )
 
     @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from undercroft import wiring
-from undercroft.base import EnvironmentFault, VerificationError
+from undercroft.base import EnvironmentFault, FormatError, VerificationError
 from undercroft.formats.kernel.profile import (
     PackageIdentity,
     VmlinuzIdentity,
@@ -18,6 +19,7 @@ from undercroft.formats.kernel.profile import (
     parse_profile,
 )
 from undercroft.packages import profiles
+from undercroft.packages.deb import DebEntry, EntryKind
 from undercroft.packages.profiles import ProfileStore
 from undercroft.testing.tinykernel import TinyKernel
 from undercroft.verify.profile_signature import sign_profile
@@ -72,6 +74,16 @@ def test_a_profile_that_was_damaged_is_made_again(tmp_path: Path, builds: list[b
     assert len(builds) == 2
 
 
+def test_who_is_trusted_with_the_kernel_is_part_of_the_name(
+    tmp_path: Path, builds: list[bytes]
+) -> None:
+    store, deb = ProfileStore(tmp_path / "profiles"), tmp_path / "one.deb"
+    deb.write_bytes(b"one")
+    for anchors in ([], [b"a"], [b"b"], [b"a"]):
+        store.of_package(deb, anchors=anchors)
+    assert len(builds) == 3
+
+
 def test_another_package_than_the_verified_one(tmp_path: Path, builds: list[bytes]) -> None:
     deb = tmp_path / "one.deb"
     with pytest.raises(EnvironmentFault):
@@ -124,3 +136,16 @@ def test_a_vmlinuz_alone_has_no_modules(tmp_path: Path) -> None:
     opened = wiring.open_kernel(path)
     assert opened.profile is None
     assert opened.library("ext4") is None
+
+
+def test_the_certificates_of_a_shim_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [DebEntry("/usr/share/shim/some-ca.der", EntryKind.FILE, 0o644, data=b"certificate")]
+
+    def read(_deb: bytes, wanted: Callable[[str], bool]) -> list[DebEntry]:
+        return [entry for entry in found if wanted(entry.path)]
+
+    monkeypatch.setattr(profiles, "read_deb", read)
+    assert profiles.shim_certificates(b"") == [b"certificate"]
+    found.clear()
+    with pytest.raises(FormatError, match="no certificate"):
+        profiles.shim_certificates(b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from cryptography.x509.oid import NameOID
 from undercroft.base import FormatError, VerificationError
 from undercroft.formats.kernel import load_kernel
 from undercroft.formats.kernel.signed_data import parse_signed_data, split_certificates
+from undercroft.formats.pe import parse_pe
 from undercroft.testing import tinykernel
 from undercroft.testing.tinykernel import TinyKernel
 from undercroft.verify.kernel_signature import builtin_keys, verify_module, verify_vmlinuz
@@ -89,8 +91,9 @@ def sign(
     attributes: bytes = b"",
     content: bytes = b"",
     certificates: Sequence[bytes] = (),
+    kind: bytes = DATA,
 ) -> bytes:
-    """Make SignedData as scripts/sign-file does, by hand."""
+    """Make SignedData as scripts/sign-file does, by hand; ``content`` is one DER element."""
     if isinstance(signer.key, rsa.RSAPrivateKey):
         signature = signer.key.sign(covered, padding.PKCS1v15(), hashes.SHA256())
     else:
@@ -107,7 +110,7 @@ def sign(
         der(0x30, oid("2a864886f70d010101")),
         der(4, signature),
     )
-    inner = der(0x30, DATA, content and der(0xA0, der(4, content)))
+    inner = der(0x30, kind, content and der(0xA0, content))
     kept = der(0xA0, *certificates) if certificates else b""
     body = der(0x30, der(2, b"\1"), der(0x31, der(0x30, digest)), inner, kept, der(0x31, info))
     return der(0x30, SIGNED, der(0xA0, body))
@@ -180,7 +183,7 @@ def test_a_weak_digest(signer: Signer) -> None:
 
 
 def test_content_inside_the_message(signer: Signer) -> None:
-    refused("module.signature", sign(signer, content=CONTENT), [signer.der])
+    refused("module.signature", sign(signer, content=der(4, CONTENT)), [signer.der])
 
 
 @pytest.mark.parametrize(
@@ -228,6 +231,91 @@ def test_the_keys_inside_a_kernel(signer: Signer, other: Signer) -> None:
 def test_a_certificate_that_is_none(signer: Signer) -> None:
     with pytest.raises(FormatError):
         verify_module("tiny", CONTENT, sign(signer), [b"\x30\x03\x02\x01\x01"])
+
+
+SPC_INDIRECT, SPC_PE_IMAGE = oid("2b060104018237020104"), oid("2b06010401823702010f")
+
+
+def pe(*messages: bytes, code: bytes = b"code") -> bytes:
+    """Return a PE32+ file (Microsoft PE Format) of one section that carries these messages."""
+    headers, section = bytearray(0x200), code.ljust(0x200, b"\0")
+    headers[:2], headers[0x3C] = b"MZ", 0x40
+    headers[0x40:0x44] = b"PE\0\0"
+    struct.pack_into("<HHIIIHH", headers, 0x44, 0x8664, 1, 0, 0, 0, 240, 0x22)
+    struct.pack_into("<H", headers, 0x58, 0x20B)
+    struct.pack_into("<I", headers, 0x58 + 60, 0x200)
+    struct.pack_into("<I", headers, 0x58 + 108, 16)
+    row = struct.pack("<8sIIII", b".text", 0x200, 0x200, 0x200, 0x200)
+    headers[0x148 : 0x148 + len(row)] = row
+    table = b""
+    for message in messages:
+        size = 8 + len(message)
+        table += struct.pack("<IHH", size, 0x200, 2) + message + bytes(-size % 8)
+    if table:
+        struct.pack_into("<II", headers, 0x58 + 112 + 32, 0x400, len(table))
+    return bytes(headers) + section + table
+
+
+def authenticode(
+    signer: Signer, *, of: bytes = b"", certificates: Sequence[bytes] = (), bare: bool = False
+) -> bytes:
+    """Sign the Authenticode digest of a PE file, as sbsign does."""
+    digest = parse_pe(of or pe()).authenticode()
+    value = der(0x30, SPC_PE_IMAGE) + der(0x30, der(0x30, SHA256), der(4, digest))
+    mine = attributes(value, SPC_INDIRECT)
+    return sign(
+        signer,
+        value if bare else der(0x31, mine),
+        attributes=b"" if bare else mine,
+        content=der(0x30, value),
+        certificates=certificates,
+        kind=SPC_INDIRECT,
+    )
+
+
+def vmlinuz_refused(check: str, vmlinuz: bytes, *anchors: bytes) -> None:
+    with pytest.raises(VerificationError) as caught:
+        verify_vmlinuz(vmlinuz, anchors)
+    assert caught.value.check == check
+
+
+def test_a_vmlinuz_that_leads_to_a_trusted_certificate(signer: Signer) -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    leaf = Signer(key, certificate("distribution signer", key, "kernel key", signer.key))
+    signed = pe(authenticode(leaf, certificates=[leaf.der]))
+    found = verify_vmlinuz(signed, [signer.der])
+    assert (found.subject, found.anchor) == ("CN=distribution signer", "CN=kernel key")
+    vmlinuz_refused("kernel.digest", signed.replace(b"code", b"evil"), signer.der)
+
+
+def test_one_of_several_signatures_is_enough(signer: Signer, other: Signer) -> None:
+    signed = pe(authenticode(other, certificates=[other.der]), authenticode(signer))
+    assert verify_vmlinuz(signed, [signer.der]).subject == "CN=kernel key"
+    vmlinuz_refused(
+        "kernel.signature",
+        signed,
+        Signer(other.key, certificate("third key", other.key, "third key", other.key)).der,
+    )
+
+
+def test_a_vmlinuz_whose_signer_leads_nowhere(signer: Signer, other: Signer) -> None:
+    signed = pe(authenticode(other, certificates=[other.der]))
+    vmlinuz_refused("kernel.chain", signed, signer.der)
+    vmlinuz_refused("kernel.chain", signed)
+
+
+def test_a_vmlinuz_that_is_not_signed(signer: Signer) -> None:
+    vmlinuz_refused("kernel.signature", pe(), signer.der)
+
+
+def test_a_signature_that_is_no_authenticode_signature(signer: Signer) -> None:
+    vmlinuz_refused("kernel.signature", pe(authenticode(signer, bare=True)), signer.der)
+    vmlinuz_refused("kernel.signature", pe(sign(signer)), signer.der)
+
+
+def test_a_signature_of_another_file(signer: Signer) -> None:
+    moved = pe(authenticode(signer, of=pe(code=b"other")))
+    vmlinuz_refused("kernel.digest", moved, signer.der)
 
 
 def test_a_vmlinuz_that_is_no_pe() -> None:

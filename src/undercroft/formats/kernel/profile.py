@@ -114,6 +114,10 @@ class KernelProfile:
             self._modules[name] = parse_module(self._content(name))
         return self._modules[name]
 
+    def module_file(self, name: str) -> bytes:
+        """Return the unpacked .ko of a module that the profile has, its signature included."""
+        return self._content(name)
+
     def _content(self, name: str) -> bytes:
         part = self._parts[name]
         frame = self._data[part.start : part.start + part.frame_size]
