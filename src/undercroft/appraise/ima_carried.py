@@ -7,7 +7,6 @@ the next appraisal looks at new entries only and adds what was found before.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -22,8 +21,7 @@ KEPT = 16
 """How many deviations are kept word for word; the others are kept as numbers."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImaTally:
+class ImaTally(msgspec.Struct, frozen=True):
     """How often what was seen: numbers of entries by what became of them, for one boot.
 
     ``grades`` counts the entries that a reference of that grade explains.  ``failed`` and
@@ -31,15 +29,14 @@ class ImaTally:
     there was none.
     """
 
-    kinds: Mapping[str, int] = field(default_factory=dict)
-    grades: Mapping[str, int] = field(default_factory=dict)
+    kinds: Mapping[str, int] = msgspec.field(default_factory=dict)
+    grades: Mapping[str, int] = msgspec.field(default_factory=dict)
     failed: int = 0
     undetermined: int = 0
     worst: Tier | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ImaCarried:
+class ImaCarried(msgspec.Struct, frozen=True):
     """The replay's state, who judged, the tally and the first deviations.
 
     As good as the place it is kept in: bytes from anywhere else must not be taken for it.

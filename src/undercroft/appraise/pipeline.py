@@ -7,7 +7,7 @@ saved evidence gives the same appraisal again, byte for byte.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from undercroft.appraise.verified import VerifiedEvidence, time_of, verify_evide
 from undercroft.base import Finding, Outcome
 from undercroft.formats.evidence import Challenge, SecureKernelRecord
 from undercroft.policy import Action, Policy
+from undercroft.reference.archive import FileArchive
 from undercroft.reference.model import ReferenceSet
 from undercroft.reference.serialise import encode_reference_set
 from undercroft.verify.quote import AcceptedState
@@ -51,12 +52,18 @@ class Rulebook:
         return Rules(self.references, self.policy, self.policy_id)
 
     @classmethod
-    def of(cls, references: ReferenceSet, policy: Policy) -> Rulebook:
-        """Compile.  Takes a second or so for 100,000 files."""
+    def of(
+        cls, references: ReferenceSet, policy: Policy, archives: Sequence[FileArchive] = ()
+    ) -> Rulebook:
+        """Compile.  Takes a second or so for 100,000 files.
+
+        ``archives`` are the tables that ``references`` names.  Raises ValueError for others.
+        """
         identifier = policy.identifier
         said = hashlib.sha256(encode_reference_set(references)).digest()
         whole = hashlib.sha256(said + identifier.encode()).digest()
-        return cls(references, policy, judge_of(references, policy), identifier, whole)
+        judge = judge_of(references, policy, archives)
+        return cls(references, policy, judge, identifier, whole)
 
 
 def appraise(
@@ -69,8 +76,8 @@ def appraise(
 ) -> Appraisal:
     """Judge ``verified`` against ``references`` by ``policy`` at ``now`` (Unix s).
 
-    ``judge`` is ``judge_of(references, policy)``, for a caller that keeps it.  Never raises for
-    what the evidence says; every deviation is a judgement.
+    ``judge`` is ``judge_of(references, policy)``, for a caller that keeps it or has tables of
+    packaged files.  Never raises for what the evidence says; every deviation is a judgement.
     """
     judge = judge or judge_of(references, policy)
     return assemble(
@@ -78,6 +85,7 @@ def appraise(
         Said(verified.trust.guest, verified.challenge, verified.quote.accepted_state),
         verified.record,
         now,
+        kernel=Layer.of(appraise_kernel(verified.record, references, policy)),
         key=Layer.of(appraise_key(verified.trust, verified.quote, policy)),
         boot=Layer.of(boot_judgements(verified, references, policy)),
         files=Layer.of(appraise_files(verified, judge, policy)),
@@ -123,6 +131,7 @@ def assemble(
     key: Layer,
     boot: Layer,
     files: Layer,
+    kernel: Layer,
 ) -> Appraisal:
     """Judge what changes with every quote, and put all judgements together."""
     references, policy, policy_id = rules
@@ -145,7 +154,7 @@ def assemble(
             ),
             boot,
             files,
-            Layer.of(appraise_kernel(record, references, policy)),
+            kernel,
         ),
     )
 

@@ -20,6 +20,7 @@ from undercroft.appraise.files import as_required, no_list
 from undercroft.appraise.identity import appraise_key
 from undercroft.appraise.ima import BOOT_AGGREGATE, appraise_ima, replay_finding, summary_of
 from undercroft.appraise.ima_carried import ImaCarried
+from undercroft.appraise.kernel import appraise_kernel
 from undercroft.appraise.model import Appraisal, Judgement, Layer, stated
 from undercroft.appraise.pipeline import Rulebook, Said, assemble, boot_judgements
 from undercroft.appraise.steady_state import SteadyState
@@ -79,6 +80,8 @@ class SteadySession:
         self.state = state
         self._ak = trusted_key(trust)
         self._rules = rules.rules
+        # What is said without a record is the same every time.
+        self._no_record = Layer.of(appraise_kernel(None, rules.references, rules.policy))
         self._key = self._boot = Layer.of(())
         self._swift: Swift | None = None
         self._aggregate: Judgement
@@ -195,6 +198,9 @@ class SteadySession:
     ) -> Appraisal:
         assert self.state is not None  # whoever calls has set it
         said = Said(self.trust.guest, challenge, self.state.accepted)
+        kernel = self._no_record
+        if record is not None:
+            kernel = Layer.of(appraise_kernel(record, self.rules.references, self.rules.policy))
         return assemble(
             self._rules,
             said,
@@ -203,6 +209,7 @@ class SteadySession:
             key=self._key,
             boot=self._boot,
             files=Layer.of(files),
+            kernel=kernel,
         )
 
 

@@ -7,7 +7,6 @@ anywhere else must not be taken for it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -23,8 +22,7 @@ FORMAT = "steady state"
 VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class SteadyState:
+class SteadyState(msgspec.Struct, frozen=True):
     """Bound to one boot (``accepted``, ``boot_pcrs``) and one rulebook (``rules_id``).
 
     ``boot`` are the judgements that hold until the machine boots again; ``eventlog_sha256`` is
@@ -35,8 +33,8 @@ class SteadyState:
     accepted: AcceptedState
     boot_pcrs: tuple[PcrBank, ...]
     eventlog_sha256: bytes
-    boot: tuple[Judgement, ...] = field(repr=False)
-    ima: ImaCarried | None = field(repr=False)
+    boot: tuple[Judgement, ...]
+    ima: ImaCarried | None
 
     def encode(self) -> bytes:
         """Return the bytes that :func:`parse_steady_state` takes."""

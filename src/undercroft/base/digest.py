@@ -35,6 +35,9 @@ class HashAlgorithm(enum.Enum):
             hashlib.new, hashlib_name
         )
 
+    # Members are equal only to themselves; Enum's own hash costs a call, and banks are dict keys.
+    __hash__ = object.__hash__
+
     def __str__(self) -> str:
         return self.label
 

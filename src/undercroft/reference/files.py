@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,8 @@ from undercroft.reference.updates import NO_UPDATES, Updates
 
 NEAREST = 3
 """How many near misses are named."""
+HASHED_LABELS = 2
+"""Of how many labels template hashes are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,8 @@ class FileComparison:
 
 
 _Known = tuple[LinuxHash, bytes, int]
+LabelledHashes = tuple[tuple[str, Mapping[bytes, bytes]], ...]
+"""For a label the SHA-256 of template data, by template data."""
 
 
 class FileReferences:
@@ -77,6 +82,7 @@ class FileReferences:
         "_indices",
         "_paths",
         "_provenances",
+        "_template_hashes",
         "_updates",
         "name",
     )
@@ -93,6 +99,7 @@ class FileReferences:
         self._provenances = tuple(provenances)
         self._updates = updates
         self._accepted: dict[tuple[bytes, str], dict[bytes, str]] = {}
+        self._template_hashes: dict[tuple[bytes, str], LabelledHashes] = {}
         self._indices: _Indices | None = None
         self._content_id = b""
 
@@ -138,6 +145,27 @@ class FileReferences:
                 if its_algorithm is algorithm
             }
             self._accepted[key] = found
+        return found
+
+    def template_hashes(
+        self, digest_head: bytes, digest_size: int, order: Literal["little", "big"]
+    ) -> LabelledHashes:
+        """Return what :meth:`accepted` does, each with the SHA-256 of the template data.
+
+        One table for each of the labels that most files have, at most :data:`HASHED_LABELS`.  For
+        whoever follows many machines' lists: what a known file extends a PCR with is hashed once,
+        and costs some 150 bytes of memory for each file.
+        """
+        key = digest_head, order
+        found = self._template_hashes.get(key)
+        if found is None:
+            accepted = self.accepted(digest_head, digest_size, order)
+            labels = Counter(accepted.values()).most_common(HASHED_LABELS)
+            tables: dict[str, dict[bytes, bytes]] = {label: {} for label, _ in labels}
+            for data, label in accepted.items():
+                if label in tables:
+                    tables[label][data] = hashlib.sha256(data).digest()
+            found = self._template_hashes[key] = tuple(tables.items())
         return found
 
     def compare(self, path: bytes, digest: FileDigest) -> FileComparison:

@@ -22,6 +22,7 @@ from undercroft.reference.files import (
     FileMatch,
     FileReference,
     FileReferences,
+    LabelledHashes,
     algorithm_of,
     common,
     compile_files,
@@ -54,6 +55,12 @@ class KnownFiles(Protocol):
         self, digest_head: bytes, digest_size: int, order: Literal["little", "big"]
     ) -> Mapping[bytes, str] | AcceptedRows:
         """See :meth:`FileReferences.accepted`."""
+
+    def template_hashes(
+        self, digest_head: bytes, digest_size: int, order: Literal["little", "big"]
+    ) -> LabelledHashes:
+        """See :meth:`FileReferences.template_hashes`; need not have all that is accepted."""
+        ...
 
     def compare(self, path: bytes, digest: FileDigest) -> FileComparison:
         """Return how a file measured at ``path`` compares."""
@@ -195,6 +202,12 @@ class LayeredReferences:
             found = AcceptedRows(own, tables, (digest_head, digest_size, order))
             self._accepted[key] = found
         return found
+
+    def template_hashes(
+        self, digest_head: bytes, digest_size: int, order: Literal["little", "big"]
+    ) -> LabelledHashes:
+        """Return those of the set's own values; those of the tables are not kept."""
+        return self._own.template_hashes(digest_head, digest_size, order)
 
     def compare(self, path: bytes, digest: FileDigest) -> FileComparison:
         """Return how a file measured at ``path`` compares with all that is known."""

@@ -8,7 +8,6 @@ from anywhere else must not be taken for it.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 import msgspec
 
@@ -31,8 +30,7 @@ class ExtendRule(enum.Enum):
     kernel can name but had not loaded when IMA started (``ima_algo_array[i].tfm`` is NULL)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImaState:
+class ImaState(msgspec.Struct, frozen=True):
     """Where the replay of a boot's list stands.
 
     ``rule`` is the extend rule that fits this boot; ``count`` entries, ``offset`` bytes of the

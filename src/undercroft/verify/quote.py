@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from undercroft.base import PcrBank
 from undercroft.formats.tpm import (
     Attest,
@@ -80,8 +82,7 @@ CLOCK_UPDATE_INTERVAL_MS = 1 << 22
 After a reset without an orderly shutdown (``safe`` is NO) the clock may be that far behind."""
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedState:
+class AcceptedState(msgspec.Struct, frozen=True):
     """What is kept of the last accepted evidence, so that older evidence is refused."""
 
     ak_name: bytes

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -676,8 +677,8 @@ def test_the_appraisal_of_another_list_is_not_gone_on_from() -> None:
 def test_the_appraisal_of_another_boot_is_not_gone_on_from() -> None:
     kernel = booted()
     first = appraised(kernel)
-    state = replace(first.carried.state, reset_count=8)
-    other = replace(first, carried=replace(first.carried, state=state))
+    state = msgspec.structs.replace(first.carried.state, reset_count=8)
+    other = replace(first, carried=msgspec.structs.replace(first.carried, state=state))
     refused("ima.carried-state", other, kernel, judge())
 
 

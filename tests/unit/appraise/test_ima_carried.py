@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -33,7 +31,9 @@ CARRIED = ImaCarried(
         Judgement(FINDING, None, None),
     ),
 )
-CLEAN = replace(CARRIED, tally=ImaTally({"known": 2}, {"package": 2}), deviations=())
+CLEAN = msgspec.structs.replace(
+    CARRIED, tally=ImaTally({"known": 2}, {"package": 2}), deviations=()
+)
 GOOD = CARRIED.encode()
 
 

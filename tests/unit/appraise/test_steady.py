@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,7 +116,9 @@ def test_each_check_alone_says_no() -> None:
         failed_check(lambda: session.next(later(session, touched, challenge), challenge, NOW)),
         failed_check(lambda: session.next(other_log, challenge, NOW)),
         failed_check(lambda: session.next(no_list, challenge, NOW)),
-        failed_check(lambda: SteadySession(guest.trust, RULES, replace(state, rules_id=b""))),
+        failed_check(
+            lambda: SteadySession(guest.trust, RULES, msgspec.structs.replace(state, rules_id=b""))
+        ),
     ]
     assert seen == [check.id for check in CHECKS]
     # Nothing of what was refused has left a trace.

@@ -163,6 +163,16 @@ def test_a_changed_byte_is_refused_alike(part: str, place: int, mask: int) -> No
     [
         replace(GOOD, eventlog=GUEST.log),
         replace(GOOD, ima_list=None),
+        # Nothing vouches for a log that the quote does not bind.
+        replace(GOOD, launch_log=GUEST.log),
+        replace(
+            GOOD,
+            quote=replace(
+                GOOD.quote,
+                signature=GOOD.quote.signature[:6] + bytes(32) + GOOD.quote.signature[38:],
+            ),
+        ),
+        replace(GOOD, quote=replace(GOOD.quote, signature=GOOD.quote.signature[:-32] + bytes(32))),
         replace(GOOD, quote=replace(GOOD.quote, claimed_pcrs=())),
         replace(GOOD, quote=replace(GOOD.quote, signature=b"")),
         replace(GOOD, quote=replace(GOOD.quote, attest=GOOD.quote.attest + b"\0")),

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from undercroft.base import FormatError, HashAlgorithm
 from undercroft.formats.ima import FileDigest, LinuxHash

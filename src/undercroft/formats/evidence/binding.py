@@ -33,13 +33,16 @@ def qualifying_data(
     The logs are bound although they replay to quoted PCRs: a replay covers one digest of each
     event, and not the other banks' digests or the data that no digest is over.
     """
-    domain = _DOMAIN if launch_log is None else _LAUNCHED_DOMAIN
-    state = hashlib.sha256(domain + nonce.value)
-    for part in (record, eventlog, ima_list):
-        state.update(_part(part))
+    parts = [
+        _DOMAIN if launch_log is None else _LAUNCHED_DOMAIN,
+        nonce.value,
+        _part(record),
+        _part(eventlog),
+        _part(ima_list),
+    ]
     if launch_log is not None:
-        state.update(_part(launch_log))
-    return state.digest()
+        parts.append(_part(launch_log))
+    return hashlib.sha256(b"".join(parts)).digest()
 
 
 def _part(part: bytes | None) -> bytes:
