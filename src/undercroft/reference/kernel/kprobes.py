@@ -5,9 +5,10 @@
 which it keeps a copy (arch_optimize_kprobes).  Between the two the flag is ahead of the code, so
 both forms are taken.  Probes at a function's start use ftrace (rule 12) and leave no INT3.
 
-On the way back the kernel announces nothing: INT3 before the rest of the jump
-(arch_unoptimize_kprobe).  And a probe that is disabled while it is optimised keeps its jump until
-the optimiser's next round (kernel/kprobes.c: __disarm_kprobe, do_unoptimize_kprobes).
+A probe that is disabled while it is optimised keeps its jump until the optimiser's next round,
+which may be seconds away (kernel/kprobes.c: __disarm_kprobe, kprobe_optimizer).  Then the kernel
+announces nothing: INT3 before the rest of the jump, before the instruction
+(arch_unoptimize_kprobe, do_unoptimize_kprobes).
 
 The probe's copy of what it replaced must equal what we expect there: a probe cannot be used to
 hide another change.
@@ -46,18 +47,6 @@ class Probe:
     slot: int
     detour: int | None
     copied: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Leaving:
-    """Sites whose probes are on their way out.
-
-    ``queued`` hold the jump of a probe that is disabled and still optimised; those ``half_way``
-    are being written, if somebody holds text_mutex.
-    """
-
-    queued: tuple[int, ...]
-    half_way: tuple[int, ...]
 
 
 def read_probes(image: KernelImage, guest: GuestStructs) -> tuple[Probe, ...]:
@@ -101,14 +90,15 @@ def _read(image: KernelImage, guest: GuestStructs, at: int) -> Probe:
 
 def apply(
     probes: tuple[Probe, ...], canvas: Canvas, live: Canvas
-) -> tuple[tuple[Probe, ...], Leaving]:
-    """Paint the probes that are armed on this canvas; return them, and which are on their way out.
+) -> tuple[tuple[Probe, ...], list[int]]:
+    """Paint the probes that are armed on this canvas; return them, and which are half way out.
 
-    A probe whose copy of the original differs from what is expected is not painted.
+    The latter are being written, if somebody holds text_mutex.  A probe whose copy of the
+    original differs from what is expected is not painted.
     """
     pieces = []
     armed = []
-    queued, half_way = [], []
+    half_way = []
     for probe in probes:
         if probe.flags & (FLAG_GONE | FLAG_FTRACE):
             continue
@@ -118,18 +108,15 @@ def apply(
         if before[0] != probe.opcode or seen[0] == before[0]:
             continue  # registered, not armed (kprobes_all_disarmed, or just now)
         stop, jump = bytes((_INT3,)) + before[1:], _jump(probe, before)
-        if probe.flags & FLAG_DISABLED:
-            if seen == jump:
-                queued.append(probe.site)
-            elif seen == stop:
-                half_way.append(probe.site)
-            continue
-        if jump and seen == stop[:1] + jump[1:]:
+        disabled = bool(probe.flags & FLAG_DISABLED)
+        if (disabled and seen == stop) or (jump and seen == stop[:1] + jump[1:]):
             half_way.append(probe.site)
+        if disabled and seen != jump:
+            continue
         pieces.append((probe.site, jump if seen == jump else stop))
         armed.append(probe)
     canvas.overlay(Rule.KPROBE, pieces)
-    return tuple(armed), Leaving(tuple(queued), tuple(half_way))
+    return tuple(armed), half_way
 
 
 def _jump(probe: Probe, before: bytes) -> bytes:

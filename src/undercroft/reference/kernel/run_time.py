@@ -164,7 +164,7 @@ def paint(
         uniprocessor = simple_sites.infer_uniprocessor(run_time.locks, live)
     simple_sites.smp_locks(run_time.locks, canvas, uniprocessor=uniprocessor)
     probes = kprobes.read_probes(image, GuestStructs(values, image.btf))
-    armed, leaving = kprobes.apply(probes, canvas, live)
+    armed, half_way = kprobes.apply(probes, canvas, live)
     hook_calls = ftrace.call_sites(image, canvas)
     movable = text_poke.Movable(
         labels=run_time.labels,
@@ -176,9 +176,8 @@ def paint(
         hook_calls=hook_calls,
     )
     moving = text_poke.moving(image, now, movable, canvas, live)
-    moving += leaving.queued
     if Rule.KPROBE in now.locked:
-        moving += leaving.half_way
+        moving += half_way
     announced = now.announced
     if some:  # the others are not asked about, and the guest may be held still for this
         announced &= run_time.sites() | {*hook_calls.tolist(), *(each.site for each in probes)}
