@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from undercroft import wiring
 from undercroft.base import EnvironmentFault, FormatError
 from undercroft.cli.guest import progress
+from undercroft.cli.isf import write_symbol_file
 from undercroft.formats.kernel.profile import parse_profile
 from undercroft.packages.kernel_profile import build_profile, package_identity
 from undercroft.packages.profiles import shim_certificates
@@ -40,8 +41,9 @@ def kernel(
         Path, typer.Argument(metavar="PACKAGE", help="A kernel package (linux-image-*.deb).")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the profile.")
-    ],
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to write the profile."),
+    ] = None,
     ca: Annotated[
         list[Path] | None,
         typer.Option(
@@ -59,6 +61,14 @@ def kernel(
             help="An Ed25519 private key (PEM) that vouches for the profile: FILE.dsse.",
         ),
     ] = None,
+    isf: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a symbol file for volatility3: types from BTF, symbols from kallsyms "
+            "(.json, .json.xz or .json.gz). Enough alone.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make a kernel profile: what a proof of this kernel's code needs, in one file.
@@ -66,6 +76,13 @@ def kernel(
     Every module's signature is verified against the keys inside the kernel.  The kernel's own
     signature is verified if --ca says whom to trust; a profile without that says so.
     """
+    if isf is not None:
+        size = write_symbol_file(package, isf)
+        sys.stderr.write(f"symbol file: {isf}, {size / 1e6:.1f} MB\n")
+    if output is None:
+        if isf is None:
+            raise typer.BadParameter("nothing to write: give --output or --isf")
+        return
     anchors = [each for path in ca or [] for each in _certificates(path)]
     key = load_private_key(_read(sign)) if sign is not None else None
     with progress("reading the package") as show:

@@ -12,6 +12,7 @@ import drgn
 
 from undercroft.base import MemoryFault
 from undercroft.formats.kernel import KernelImage
+from undercroft.formats.kernel.variables import VARIABLES
 from undercroft.securekernel.arch.x86_64.paging import AddressSpace
 from undercroft.securekernel.guest import Guest
 from undercroft.securekernel.linux.locate import LocatedKernel
@@ -19,45 +20,6 @@ from undercroft.shell.btf_types import BtfTypes
 
 _KERNEL_MAP = 0xFFFFFFFF80000000
 _WHOLE = (1 << 64) - 1
-
-GLOBALS = {
-    "init_task": "struct task_struct",
-    "init_mm": "struct mm_struct",
-    "init_net": "struct net",
-    "init_pid_ns": "struct pid_namespace",
-    "init_user_ns": "struct user_namespace",
-    "init_uts_ns": "struct uts_namespace",
-    "init_cred": "struct cred",
-    "modules": "struct list_head",
-    "net_namespace_list": "struct list_head",
-    "super_blocks": "struct list_head",
-    "slab_caches": "struct list_head",
-    "cgroup_roots": "struct list_head",
-    "file_systems": "struct file_system_type *",
-    "prog_idr": "struct idr",
-    "map_idr": "struct idr",
-    "link_idr": "struct idr",
-    "btf_idr": "struct idr",
-    "block_class": "struct class",
-    "proc_root": "struct proc_dir_entry",
-    "vmap_area_list": "struct list_head",
-    "module_kset": "struct kset *",
-    "jiffies": "unsigned long",
-    "page_offset_base": "unsigned long",
-    "vmalloc_base": "unsigned long",
-    "vmemmap_base": "unsigned long",
-    "high_memory": "void *",
-    "max_pfn": "unsigned long",
-    "nr_cpu_ids": "unsigned int",
-    "__per_cpu_offset": "unsigned long [8192]",
-    "__cpu_online_mask": "struct cpumask",
-    "__cpu_possible_mask": "struct cpumask",
-    "__cpu_present_mask": "struct cpumask",
-    "ima_measurements": "struct list_head",
-    "saved_command_line": "char *",
-    "efi": "struct efi",
-}
-"""Types of variables that a person asks for first; BTF itself knows only per-CPU ones."""
 
 
 def open_program(guest: Guest, image: KernelImage, kernel: LocatedKernel) -> drgn.Program:
@@ -158,6 +120,6 @@ class _Objects:
         if address < self._image.link_base:  # per-CPU: drgn adds the CPU's own offset
             known = self._types.variables.get(name)
             return drgn.Object(prog, self._types.type(known), address=address) if known else None
-        if name not in GLOBALS:
+        if name not in VARIABLES:
             return None
-        return drgn.Object(prog, GLOBALS[name], address=address + self._slide & _WHOLE)
+        return drgn.Object(prog, VARIABLES[name], address=address + self._slide & _WHOLE)
