@@ -30,6 +30,7 @@ from undercroft.formats.kernel.sites import (
 )
 
 _FORMAT = "kernel image"
+_PAGE = 4096
 _NT_GNU_BUILD_ID = 3
 _RUNTIME_CONST = {"runtime_ptr_": 8, "runtime_shift_": 1}
 
@@ -59,6 +60,14 @@ class KernelImage:
     sites: Sites
     exports: Mapping[str, int]
     """Exported symbols: name to link address (a per-CPU symbol's is small)."""
+
+    @property
+    def executable_size(self) -> int:
+        """The size of the code up to the end of its last page, which is executable as a whole.
+
+        What lies behind _etext is what the decompressor left there (see ``memory``).
+        """
+        return min(-(-self.text_size // _PAGE) * _PAGE, len(self.memory))
 
     def offset(self, symbol: str) -> int:
         """Return a symbol's offset from the link base; FormatError if there is no such symbol."""

@@ -74,7 +74,7 @@ class Owner:
 def kernel_owner(image: KernelImage) -> Owner:
     """Return the owner of the kernel's own image."""
     base = image.link_base
-    return Owner("vmlinux", lambda at: image.symbols.locate(base + at), image.text_size)
+    return Owner("vmlinux", lambda at: image.symbols.locate(base + at), image.executable_size)
 
 
 def find_mismatches(canvas: Canvas, live: Canvas, base: int, owner: Owner) -> list[Mismatch]:

@@ -174,7 +174,7 @@ def _rooted(memory: PhysicalMemory, image: KernelImage, physical: int) -> Iterat
             base = image.link_base + slide
             try:
                 if base >> 63 and space.translate(base) == physical:
-                    text = map_range(memory, cr3, la57, base, image.text_size)
+                    text = map_range(memory, cr3, la57, base, image.executable_size)
                     yield LocatedKernel(slide, cr3, la57, text)
             except MemoryFault:
                 continue
@@ -263,7 +263,7 @@ def _own_table(
         space = AddressSpace(memory, root, la57)
         cr3 = space.translate((image.symbols.address("init_top_pgt") + slide) & _MASK64)
     try:
-        own = map_range(memory, cr3, la57, base, image.text_size)
+        own = map_range(memory, cr3, la57, base, image.executable_size)
     except MemoryFault as fault:
         raise _NotLocated(
             Outcome.FAIL, f"the kernel's own page table does not map its text: {fault}", cause="pgt"
@@ -283,7 +283,7 @@ def _kernel_half(
     fault: MemoryFault | None = None
     for root in (vcpu.cr3, vcpu.cr3 & ~_PTI_USER_BIT):
         try:
-            mapped = map_range(memory, root, la57, base, image.text_size)
+            mapped = map_range(memory, root, la57, base, image.executable_size)
             AddressSpace(memory, root, la57).translate(
                 (base + image.offset("init_top_pgt")) & _MASK64
             )

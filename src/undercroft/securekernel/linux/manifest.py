@@ -29,7 +29,7 @@ def manifest(proof: KernelTextProof, findings: Sequence[Finding]) -> Manifest | 
         return None
     facts = {finding.id: finding for finding in findings}
     image, canvas = proof.image, proof.replay.canvas
-    text = canvas.get(0, image.text_size)
+    text = canvas.get(0, image.executable_size)
     return {
         "format": FORMAT,
         "kernel": {

@@ -207,7 +207,7 @@ class KernelTextProof:
     def _text_finding(self, result: Settled | None) -> Finding:
         assert self.kernel is not None
         assert self.replay is not None
-        size = self.image.text_size
+        size = self.image.executable_size
         details: dict[str, JsonValue] = {
             "bytes": size,
             "unexplained": 0,

@@ -275,3 +275,15 @@ def test_a_range_is_bounded(linux: TinyLinux) -> None:
         map_range(linux.guest.memory, linux.guest.cr3, linux.guest.la57, linux.base, 1 << 31)
     with pytest.raises(MemoryFault):
         map_range(linux.guest.memory, 1 << 40, linux.guest.la57, linux.base, 1)
+
+
+def test_the_rest_of_the_last_page_of_code_is_compared_too(linux: TinyLinux) -> None:
+    end = linux.image.text_size
+    short = replace(linux.image, text_size=end - 0x80)
+    assert short.executable_size == end
+    guest = linux.guest
+    proof = KernelTextProof.attach(guest.memory, guest.states, short)
+    assert outcomes(proof.sweep())["kernel.text"] is Outcome.PASS
+    linux.poke(end - 4, b"\x90")
+    finding = proof.sweep()[1]
+    assert only_mismatch(finding)["address"] == hex(linux.at(end - 4))
