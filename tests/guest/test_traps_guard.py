@@ -5,6 +5,8 @@ Needs the right to trace a child and a kernel with write-protecting userfaultfd 
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -85,7 +87,7 @@ def victim() -> Iterator[Victim]:
 def guard(victim: Victim) -> Iterator[MadeGuard]:
     made: list[Guard] = []
 
-    def make(*regions: Region, mode: Mode = Mode.OBSERVE, **options: Path) -> Guard:
+    def make(*regions: Region, mode: Mode = Mode.OBSERVE, **options: Path | ToldMachine) -> Guard:
         ranges = [HostRange(0, 16 * PAGE, victim.host)]
         made.append(
             Guard(victim.process.pid, victim.memory, ranges, regions, mode=mode, **options)  # type: ignore[arg-type]
@@ -95,6 +97,25 @@ def guard(victim: Victim) -> Iterator[MadeGuard]:
     yield make
     for each in made:
         each.close()
+
+
+class ToldMachine:
+    """A machine of which a test tells."""
+
+    def __init__(self) -> None:
+        self.replaced = ""
+        self.stopped = False
+        self._news, self._pen = os.pipe()
+
+    def fileno(self) -> int:
+        return self._news
+
+    def look(self, timeout: float) -> None:
+        if select.select([self._news], [], [], timeout)[0]:
+            self.replaced = os.read(self._news, 100).decode()
+
+    def tell(self, what: str) -> None:
+        os.write(self._pen, what.encode())
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -278,6 +299,41 @@ def test_what_comes_and_goes_is_covered_from_epoch_to_epoch(
     assert "covers it" in epochs[0].cause
     assert "given up by the guest" in epochs[1].cause
     verify_chain(made.chain(), made.journal.head)
+
+
+@pytest.mark.parametrize("mode", [Mode.OBSERVE, Mode.ENFORCE])
+def test_a_reset_ends_the_session_and_is_no_violation(
+    guard: MadeGuard, victim: Victim, mode: Mode
+) -> None:
+    machine = ToldMachine()
+    made = guard(CONSTANT, mode=mode, machine=machine)
+    machine.tell("the guest was reset (guest-reset)")
+    victim.write(2 * PAGE, 65)
+    until(lambda: bool(made.status().ended))
+    status = made.status()
+    assert (status.replaced, status.frozen, status.violations) == (True, False, 0)
+    last = parse_epoch(made.chain()[-1])
+    assert last.cause == "ended"
+    assert "guest-reset" in last.blind[0].reason
+
+
+def test_what_is_written_while_no_processor_runs_is_a_restore(
+    guard: MadeGuard, victim: Victim
+) -> None:
+    machine = ToldMachine()
+    made = guard(CONSTANT, mode=Mode.ENFORCE, machine=machine)
+    machine.stopped = True
+    victim.write(2 * PAGE, 65)
+    until(lambda: bool(made.status().ended))
+    assert made.status().replaced
+    assert made.status().violations == 0
+
+
+def test_while_nothing_is_told_a_violation_is_one(guard: MadeGuard, victim: Victim) -> None:
+    made = guard(CONSTANT, machine=ToldMachine())
+    victim.write(2 * PAGE, 65)
+    until(lambda: made.status().violations >= 1)
+    assert not made.status().replaced
 
 
 def test_the_end_of_the_hypervisor_ends_the_chain(guard: MadeGuard, victim: Victim) -> None:

@@ -30,7 +30,8 @@ from undercroft.guests.manifest import GuestBuild
 from undercroft.guests.micro import READY_MARKER
 from undercroft.guests.run import Guest, RunOptions
 from undercroft.packages import Archive, EntryKind, read_deb
-from undercroft.securekernel.hypervisor.qemu import QemuGuest
+from undercroft.securekernel.hypervisor.qemu import QemuGuest, attach
+from undercroft.securekernel.hypervisor.qmp import QmpClient
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.trapped import TrappedKernel
 from undercroft.securekernel.traps.attach import guard_kernel
@@ -450,6 +451,7 @@ def strangers_guest(micro_build: GuestBuild, tmp_path: Path) -> Iterator[tuple[i
         "-append", micro_build.command_line,
         "-chardev", f"socket,id=serial,path={serial},server=on,wait=off,logfile={log}",
         "-serial", "chardev:serial", "-qmp", f"unix:{qmp},server=on,wait=off",
+        "-qmp", f"unix:{qmp}-events,server=on,wait=off",
     ])
     # fmt: on
     deadline = time.monotonic() + 120
@@ -487,6 +489,39 @@ def test_private_memory_of_a_sandboxed_hypervisor(
     assert any(
         change.symbol == f"{PATCHED_FUNCTION}+0x0" for change in changes if not change.lawful
     )
+
+
+@pytest.mark.slow  # the guest boots twice
+def test_a_reset_begins_a_new_session_once_the_guest_has_booted_again(
+    strangers_guest: tuple[int, Path, Path], micro_build: GuestBuild
+) -> None:
+    pid, qmp, serial = strangers_guest
+    log = serial.with_name("log")
+    guest = attach(str(pid))
+    image = load_kernel(micro_build.kernel.path.read_bytes())
+    with TrappedKernel(guest, image, Mode.ENFORCE) as trapped:
+        first = trapped.guard
+        with QmpClient(qmp) as monitor:
+            monitor.execute("system_reset")
+        until(lambda: bool(first.status().ended))
+        assert first.status().replaced
+        assert first.status().violations == 0
+        assert not is_frozen(pid)
+        assert "guest was reset" in parse_epoch(first.chain()[-1]).blind[-1].reason
+        assert trapped.now().outcome is Outcome.UNKNOWN
+        deadline = time.monotonic() + 300
+        while log.read_bytes().count(READY_MARKER.encode()) < 2 or not trapped.renew():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        for value in (1, 0):
+            run_command(serial, f"echo {value} > {SCHEDSTATS}", timeout_s=60)
+        settle(trapped.guard)
+        epoch = trapped.guard.close_epoch()
+        assert epoch.session != parse_epoch(first.chain()[-1]).session
+        assert epoch.changes
+        assert all(change.lawful for change in epoch.changes)
+        assert trapped.sessions == [first.chain()]
+        assert {fact.outcome for fact in trapped.proof.sweep()} == {Outcome.PASS}
 
 
 @pytest.mark.slow  # refuses a page that was open for 100 ms, which a busy host may cause

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from undercroft.base import Finding, JsonValue, Outcome
+from undercroft.base import EnvironmentFault, Finding, JsonValue, Outcome
 from undercroft.formats.evidence.interval import Change, Epoch
 from undercroft.formats.evidence.record import SecureKernelRecord
 from undercroft.formats.kernel import KernelImage
@@ -53,28 +53,65 @@ class TrappedKernel(SecureKernel):
         second: QemuGuest | None = None,
     ) -> None:
         super().__init__(guest, image, library)
-        self._ranges: tuple[HostRange, ...] = guest.host_ranges()
-        self._pid = guest.pid
+        self._qemu = guest
+        self._mode = mode
+        self._log = log
+        self._snapshot = snapshot
+        self._second = second
+        self._events = guest.events()
+        self.sessions: list[tuple[bytes, ...]] = []
+        """The chains of earlier sessions, each of which ended because memory was replaced."""
+        try:
+            self._arm()
+        except BaseException:
+            self._end_events()
+            raise
+
+    def _arm(self) -> None:
+        self._ranges: tuple[HostRange, ...] = self._qemu.host_ranges()
         self._violations: list[Change] = []
         self.guard: Guard = guard_kernel(
             self.proof,
-            guest.pid,
+            self._qemu.pid,
             self._ranges,
-            mode=mode,
-            log=log,
-            snapshot=snapshot,
+            mode=self._mode,
+            machine=self._events,
+            log=self._log,
+            snapshot=self._snapshot,
             on_change=self._note,
         )
         self.modules = ModuleWatch(self.guard, self.proof)
         self._sampler: RegisterSampler | None = None
-        if second is not None:
-            self._second = second
+        if self._second is not None:
             self._sampler = RegisterSampler(self.guard, self._registers)
+
+    def renew(self) -> bool:
+        """After a reset or a restore: begin a new session, as soon as the guest has booted again.
+
+        Everything is located, armed and proven anew.  Returns whether there is a session now; what
+        was found in the last one is in its chain.
+        """
+        if not self.guard.status().replaced:
+            return not self.guard.status().ended
+        if self._events is not None:
+            self._events.replaced = ""
+        self.proof = self._attach()
+        if self.proof.kernel is None or self.proof.located.outcome is not Outcome.PASS:
+            return False
+        ended = self.guard
+        self._disarm()
+        try:
+            self._arm()
+        except EnvironmentFault:  # it still boots
+            self.guard = ended
+            return False
+        self.sessions.append(ended.chain())
+        return True
 
     def _registers(self) -> tuple[Finding, ...]:
         """Look at every vCPU's registers through the monitor session of our own thread."""
         live = self._live()
-        if live is None:
+        if live is None or self._second is None:
             return ()
         return cpu_state.collect(live, self._second.vcpus, Observer(self._second.paused))
 
@@ -84,10 +121,12 @@ class TrappedKernel(SecureKernel):
 
     def facts(self) -> list[Finding]:
         """Return every fact; of a guest that was frozen, only what the traps saw."""
+        self.renew()
         return [self.now()] if self.guard.status().frozen else super().facts()
 
     def watch(self) -> list[Finding]:
         """Return every fact, some a little old; of a guest that was frozen, only the traps'."""
+        self.renew()
         return [self.now()] if self.guard.status().frozen else super().watch()
 
     def sweep(self) -> list[Finding]:
@@ -116,7 +155,7 @@ class TrappedKernel(SecureKernel):
         if status.ended:
             return self.now()
         if not status.frozen:
-            self.guard.set_uncovered(find_uncovered(self._pid, self._ranges))
+            self.guard.set_uncovered(find_uncovered(self._qemu.pid, self._ranges))
         epoch = self.guard.close_epoch()
         return self._finding(epoch, self.guard.journal.head)
 
@@ -126,10 +165,19 @@ class TrappedKernel(SecureKernel):
 
     def close(self) -> None:
         """Let go of the guest."""
+        self._disarm()
+        self._end_events()
+
+    def _disarm(self) -> None:
         if self._sampler is not None:
             self._sampler.close()
+            self._sampler = None
         self.modules.close()
         self.guard.close()
+
+    def _end_events(self) -> None:
+        if self._events is not None:
+            self._events.close()
 
     def __enter__(self) -> TrappedKernel:
         return self
@@ -159,6 +207,7 @@ def traps_finding(
         "violations": status.violations,
         "unsettled": status.pending,
         "frozen": status.frozen,
+        "memory_was_replaced": status.replaced,
         "modules_not_covered": list(left_out),
         "uncovered": [f"{each.kind} ({each.pid}): {each.detail}" for each in status.uncovered],
     }

@@ -12,7 +12,7 @@ from undercroft.testing.epochs import honest_epoch, lawful_change
 
 STATUS = GuardStatus(
     mode=Mode.OBSERVE, session=bytes(16), since=1, writes=3, lawful=1, violations=0, pending=0,
-    frozen=False, uncovered=(), ended="", fault="", answer_us=(),
+    frozen=False, uncovered=(), ended="", replaced=False, fault="", answer_us=(),
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from undercroft.base import EnvironmentFault, FormatError
 from undercroft.securekernel.guest import GuestGone
 from undercroft.securekernel.hypervisor import devstate, monitor
+from undercroft.securekernel.hypervisor.events import MachineEvents
 from undercroft.securekernel.hypervisor.qmp import QmpClient, QmpError
 from undercroft.securekernel.hypervisor.ram import GuestRam, ProcessBlock, SharedBlock
 from undercroft.securekernel.traps.writetrap import HostRange
@@ -30,12 +31,16 @@ MAX_DEVICE_STATE = 256 << 20
 class QemuGuest:
     """A running guest.  Implements :class:`undercroft.securekernel.guest.Guest`.
 
-    ``qmp`` is the path of its QMP socket.  Raises GuestGone if it does not run,
+    ``qmp`` is the path of its QMP socket, ``events`` that of a second one, if there is one that
+    we may keep for ourselves.  Raises GuestGone if it does not run,
     EnvironmentFault if its RAM cannot be reached.
     """
 
-    def __init__(self, qmp: Path, *, name: str = "", timeout: float = 10.0) -> None:
+    def __init__(
+        self, qmp: Path, *, name: str = "", timeout: float = 10.0, events: Path | None = None
+    ) -> None:
         self._qmp_path = qmp
+        self._events_path = events
         self._timeout = timeout
         self._session: QmpClient | None = None
         self._pauses = 0
@@ -112,6 +117,12 @@ class QemuGuest:
             except QmpError:  # not an x86 CPU, or a QEMU without the property
                 return ()
 
+    def events(self) -> MachineEvents | None:
+        """Begin to listen to what QEMU tells of the machine; None without a second monitor."""
+        if self._events_path is None:
+            return None
+        return MachineEvents(self._events_path, timeout=self._timeout)
+
     def host_ranges(self) -> tuple[HostRange, ...]:
         """Return where QEMU's own address space has each range of guest RAM."""
         with self._connected() as session:
@@ -154,10 +165,11 @@ def attach(socket_or_pid: str, *, name: str = "") -> QemuGuest:
     """Attach to the guest with this QMP socket, or of this QEMU process (by its command line)."""
     if not socket_or_pid.isdecimal():
         return QemuGuest(Path(socket_or_pid), name=name)
-    return QemuGuest(_qmp_socket_of(int(socket_or_pid)), name=name)
+    first, *others = _qmp_sockets_of(int(socket_or_pid))
+    return QemuGuest(first, name=name, events=others[0] if others else None)
 
 
-def _qmp_socket_of(pid: int) -> Path:
+def _qmp_sockets_of(pid: int) -> list[Path]:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
         folder = Path(f"/proc/{pid}/cwd").readlink()
@@ -167,10 +179,13 @@ def _qmp_socket_of(pid: int) -> Path:
         raise EnvironmentFault(
             "may not look at the process", where=f"process {pid}", remedy="run as its user or root"
         ) from error
-    for option, value in itertools.pairwise(words):
-        match = re.match(r"unix:([^,]+)", value)
-        if option in ("-qmp", "--qmp") and match:
-            return folder / match[1]
+    found = [
+        folder / match[1]
+        for option, value in itertools.pairwise(words)
+        if option in ("-qmp", "--qmp") and (match := re.match(r"unix:([^,]+)", value))
+    ]
+    if found:
+        return found
     raise EnvironmentFault(
         "no -qmp unix socket on its command line",
         where=f"process {pid}",

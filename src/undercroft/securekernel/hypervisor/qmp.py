@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import json
+import select
 import socket
 import time
 from collections.abc import Mapping
@@ -111,6 +112,24 @@ class QmpClient:
             raise EnvironmentFault(
                 f"QEMU did not answer {command} in {self._timeout:g} s", where=str(self.path)
             ) from error
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._socket.fileno()
+
+    def next_event(self, timeout: float) -> dict[str, JsonValue] | None:
+        """Return the next event, or None if none came within ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        if timeout <= 0 and b"\n" not in self._buffer:
+            readable, _, _ = select.select([self._socket], [], [], 0)
+            if not readable:
+                return None
+            deadline = time.monotonic() + self._timeout  # the rest of a message is on its way
+        try:
+            message = self._receive(deadline)
+        except TimeoutError:
+            return None
+        return message if "event" in message else None
 
     def monitor(self, line: str) -> str:
         """Run one line of the human monitor and return its text, with plain newlines."""

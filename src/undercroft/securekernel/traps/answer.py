@@ -84,7 +84,8 @@ class Answerer:
 
     ``refuse`` is called at a violation that has not landed and, with the same meaning, at one
     that has: it returns True if the hypervisor now stands still.  ``on_free`` is told the name of
-    a cover that the guest has given up; it has to uncover it.
+    a cover that the guest has given up; it has to uncover it.  ``ask_machine`` is asked before a
+    violation is called one, and raises MemoryReplacedError if there is another reason.
     """
 
     traps: WriteTraps
@@ -95,6 +96,7 @@ class Answerer:
     refuse: Refuse
     on_change: Callable[[Change], None]
     on_free: Callable[[str], None]
+    ask_machine: Callable[[], None]
     threads: Threads
     answer_us: list[float] = field(default_factory=list)
     modified: dict[str, int] = field(default_factory=dict)
@@ -162,6 +164,8 @@ class Answerer:
         if not page.spans:  # the guest has given it up
             self.traps.lift(write.page, PAGE)
             return
+        if reason:
+            self.ask_machine()
         if reason and self.refuse():
             self._report(page, write, (), reason, landed=False)
             return

@@ -8,15 +8,22 @@ from pathlib import Path
 
 from undercroft.base import EnvironmentFault
 from undercroft.formats.evidence.interval import Change, Uncovered
+from undercroft.formats.kernel import KernelImage
 from undercroft.reference.kernel.canvas import Canvas
+from undercroft.securekernel.arch.x86_64.paging import AddressSpace
+from undercroft.securekernel.linux.locate import LocatedKernel
 from undercroft.securekernel.linux.text import KernelTextProof
+from undercroft.securekernel.memory import PhysicalMemory
 from undercroft.securekernel.traps.channels import uncovered_channels
 from undercroft.securekernel.traps.explain import Explainer
-from undercroft.securekernel.traps.guard import Guard, Mode
+from undercroft.securekernel.traps.guard import Guard, Machine, Mode
 from undercroft.securekernel.traps.judge import TextJudge
 from undercroft.securekernel.traps.regions import Region, kernel_regions
 from undercroft.securekernel.traps.sites import kernel_sites
 from undercroft.securekernel.traps.writetrap import HostRange
+
+SYSTEM_RUNNING = 3
+"""enum system_states in include/linux/kernel.h, since 5.16."""
 
 
 def guard_kernel(
@@ -27,6 +34,7 @@ def guard_kernel(
     mode: Mode = Mode.OBSERVE,
     more: Sequence[Region] = (),
     despite_tcg: bool = False,
+    machine: Machine | None = None,
     log: Path | None = None,
     snapshot: Path | None = None,
     on_change: Callable[[Change], None] = lambda _change: None,
@@ -49,6 +57,11 @@ def guard_kernel(
             got=proof.located.summary,
             remedy="wait until the guest has booted the kernel that it is meant to run",
         )
+    if not is_running(proof.memory, proof.image, kernel):
+        raise EnvironmentFault(
+            "the kernel still boots: what is constant later is being written now",
+            remedy="wait until the guest has booted",
+        )
     regions = (*kernel_regions(proof.memory, proof.image, kernel), *more)
     live = Canvas(0, bytearray(proof.image.text_size))
     explainer = Explainer(replay, proof.memory, kernel, live)
@@ -60,6 +73,7 @@ def guard_kernel(
         regions,
         mode=mode,
         text=judge,
+        machine=machine,
         log=log,
         snapshot=snapshot,
         on_change=on_change,
@@ -70,6 +84,19 @@ def guard_kernel(
         guard.close()
         raise
     return guard
+
+
+def is_running(memory: PhysicalMemory, image: KernelImage, kernel: LocatedKernel) -> bool:
+    """Tell whether the kernel says that it has booted: then its constants are read-only.
+
+    ``system_state`` is set to SYSTEM_RUNNING after mark_readonly() (init/main.c, kernel_init).
+    A kernel without the variable is taken to have booted.
+    """
+    at = image.find("system_state")
+    if at is None:
+        return True
+    paddr = AddressSpace(memory, kernel.cr3, kernel.la57).translate(kernel.base + at)
+    return int.from_bytes(memory.read(paddr, 4), "little") >= SYSTEM_RUNNING
 
 
 def check_emulator(pid: int) -> None:

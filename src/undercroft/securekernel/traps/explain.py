@@ -179,4 +179,5 @@ def own_copy(replay: Replay) -> Replay:
 
     With what the overlays hide: a probe that is there now may be taken away later.
     """
-    return replace(replay, canvas=copy.deepcopy(replay.canvas))
+    canvas, records = copy.deepcopy((replay.canvas, replay.records))
+    return replace(replay, canvas=canvas, records=records)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from undercroft.base import EnvironmentFault, UndercroftError
 from undercroft.formats.evidence.interval import (
@@ -49,6 +49,25 @@ _SETTLE_EVERY_S = 0.25
 _PRIORITY, _NICE, _TIMER_SLACK = 1, -15, 29
 _ASK_TIMEOUT_S = 30.0
 CHANNEL = "write-trap:userfaultfd"
+_TOLD_S, _ASK_AGAIN_S = 0.05, 1.0
+"""How long a violation waits for the news that the machine was reset, and how often at most."""
+
+
+class MemoryReplacedError(UndercroftError):
+    """The guest's memory is no longer what its kernel made of it: a reset, a snapshot."""
+
+
+class Machine(Protocol):
+    """What the hypervisor tells of the machine as a whole (hypervisor.events)."""
+
+    replaced: str
+    stopped: bool
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when something is told."""
+
+    def look(self, timeout: float) -> None:
+        """Take what was told; wait so many seconds at most for what says ``replaced``."""
 
 
 class Mode(enum.Enum):
@@ -68,8 +87,9 @@ class Mode(enum.Enum):
 class GuardStatus:
     """What a guard can say now.  ``since`` is in ns since the epoch, by the session's clock.
 
-    ``ended`` says why nothing is covered any more (empty while it is); ``fault`` what is wrong
-    although it is covered; ``answer_us`` how long lawful writes waited for their answer.
+    ``ended`` says why nothing is covered any more (empty while it is), and ``replaced`` that it
+    is because memory was; ``fault`` what is wrong although it is covered; ``answer_us`` how long
+    lawful writes waited for their answer.
     """
 
     mode: Mode
@@ -82,6 +102,7 @@ class GuardStatus:
     frozen: bool
     uncovered: tuple[Uncovered, ...]
     ended: str
+    replaced: bool
     fault: str
     answer_us: tuple[float, ...]
 
@@ -90,7 +111,8 @@ class Guard:
     """Protects ``regions`` of the guest that process ``pid`` runs, from construction to close().
 
     ``memory`` reads the guest's RAM; ``ranges`` say where the hypervisor maps it; ``text`` is
-    needed if a region is patched.  ``log`` gets the epochs as they end; ``snapshot`` is the file
+    needed if a region is patched.  ``machine`` tells of resets; without it only the writes do,
+    and they are violations.  ``log`` gets the epochs as they end; ``snapshot`` is the file
     that the mode of that name writes.  ``on_change`` is called by the answering thread for every
     change and must return at once.
 
@@ -106,6 +128,7 @@ class Guard:
         *,
         mode: Mode = Mode.OBSERVE,
         text: TextJudge | None = None,
+        machine: Machine | None = None,
         log: Path | None = None,
         snapshot: Path | None = None,
         on_change: Callable[[Change], None] = lambda _change: None,
@@ -121,6 +144,9 @@ class Guard:
         self._ended = ""
         self._faults: list[str] = []
         self._frozen = False
+        self._machine = machine
+        self._replaced = False
+        self._asked = 0.0
         self._stopping = False
         self._settled = 0.0
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -154,6 +180,7 @@ class Guard:
             refuse=self._refuse,
             on_change=on_change,
             on_free=lambda name: self._uncover(name, "given up by the guest"),
+            ask_machine=self._ask_machine,
             threads=self._threads,
         )
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
@@ -176,6 +203,7 @@ class Guard:
             frozen=self._frozen,
             uncovered=self._uncovered,
             ended=self._ended,
+            replaced=self._replaced,
             fault=fault,
             answer_us=tuple(answerer.answer_us),
         )
@@ -314,6 +342,8 @@ class Guard:
         poll = select.poll()
         for descriptor in (self._traps.fileno(), self._wake, self._pidfd):
             poll.register(descriptor, select.POLLIN)
+        if self._machine is not None:
+            poll.register(self._machine.fileno(), select.POLLIN)
         try:
             while not self._stopping:
                 self._turn(poll)
@@ -322,12 +352,15 @@ class Guard:
             self._ended = "closed"
         except GuestGone as error:
             self._end(f"the guest ended: {error}")
+        except MemoryReplacedError as error:
+            self._replaced = True
+            self._end(str(error))
         except UndercroftError as error:
             self._end(str(error))
         finally:
             if not self._ended:  # a bug of ours
                 self._ended = "the guard broke"
-            if self._ended != "closed" and not self._gone():
+            if self._ended != "closed" and not self._replaced and not self._gone():
                 # Where violations are refused, a guest must not go on unseen.
                 self._refuse_quietly()
             self._let_go()
@@ -340,6 +373,8 @@ class Guard:
             raise GuestGone("the hypervisor process ended", where=f"process {self.pid}")
         if self._wake in ready:
             os.eventfd_read(self._wake)
+        if self._machine is not None and self._machine.fileno() in ready:
+            self._hear(0)
         if self._traps.fileno() in ready:
             self._answer_all(poll)
         elif answerer.pending and not self._frozen:
@@ -358,6 +393,28 @@ class Guard:
             if self._frozen:
                 poll.unregister(self._traps.fileno())
                 return
+
+    def _hear(self, timeout: float) -> None:
+        """Take what the hypervisor tells; raise MemoryReplacedError if that ends the session."""
+        assert self._machine is not None
+        self._machine.look(timeout)
+        if self._machine.replaced:
+            raise MemoryReplacedError(self._machine.replaced)
+
+    def _ask_machine(self) -> None:
+        """Raise MemoryReplacedError if a reset or a restore explains an unlawful write.
+
+        After a reset the firmware writes wherever it likes, maybe before we have read the news.
+        While every vCPU stands, only the hypervisor itself writes: a snapshot, or a migration
+        that comes in (QEMU stops the vCPUs, and says so, before either).
+        """
+        now = time.monotonic()
+        if self._machine is None or now - self._asked < _ASK_AGAIN_S:
+            return
+        self._asked = now
+        self._hear(_TOLD_S)
+        if self._machine.stopped:
+            raise MemoryReplacedError("memory was written while the guest stood still: a restore")
 
     def _keep_house(self) -> None:
         """Do what is due whether or not writes wait."""

@@ -154,7 +154,10 @@ class ModuleWatch:
         if self._proofs is None:
             return None
         found = self._proofs.replay_of(module.address, module.name)
-        return None if found is None else replace(found, canvas=copy.deepcopy(found.canvas))
+        if found is None:
+            return None
+        kernel = replace(found.kernel, records=copy.deepcopy(found.kernel.records))
+        return replace(found, canvas=copy.deepcopy(found.canvas), kernel=kernel)
 
     def _cover(self, live: LiveKernel, module: Module, replay: ModuleReplay) -> None:
         kernel, memory = self._kernel, self._memory
