@@ -119,7 +119,7 @@ class Interposer:
 
     def _serve_guests(self) -> None:
         while (peer := self._accept(self.guest_server)) is not None:
-            self.multiplexer.hypervisor_connected()
+            self.multiplexer.hypervisor.connected()
             _Hypervisor(self, peer).serve()
             self.multiplexer.note("the hypervisor disconnected")
             if self.until_guest_leaves:
@@ -161,29 +161,29 @@ class Interposer:
             return protocol.Reply.UNAVAILABLE, str(fault).encode()
 
     def _perform(self, kind: int, body: BoundedReader) -> bytes:
-        multiplexer = self.multiplexer
+        kernel = self.multiplexer.kernel
         match kind:
             case protocol.Kind.BATCH:
-                return protocol.encode_done(multiplexer.run_batch(protocol.parse_batch(body.data)))
+                return protocol.encode_done(kernel.run_batch(protocol.parse_batch(body.data)))
             case protocol.Kind.QUOTE:
-                return protocol.encode_done(multiplexer.quote(*protocol.parse_quote(body)))
+                return protocol.encode_done(kernel.quote(*protocol.parse_quote(body)))
             case protocol.Kind.STATUS:
                 body.finish()
-                return json.dumps(multiplexer.status()).encode()
+                return json.dumps(self.multiplexer.status()).encode()
             case protocol.Kind.KEYS:
                 body.finish()
-                return json.dumps(multiplexer.keys()).encode()
+                return json.dumps(kernel.keys()).encode()
             case protocol.Kind.RECORD:
                 name, data = protocol.parse_named(body, MAX_MEASURED)
                 body.finish()
-                multiplexer.record(name, data)
+                kernel.record(name, data)
                 return b""
             case protocol.Kind.LOG:
                 number = body.u32("launch")
                 body.finish()
-                return multiplexer.log(number)
+                return kernel.log(number)
             case protocol.Kind.LAUNCH:
-                multiplexer.launch(protocol.parse_launch(body))
+                kernel.launch(protocol.parse_launch(body))
                 return b""
             case _:
                 raise body.fail("unknown request", got=kind)
@@ -218,7 +218,7 @@ class _Hypervisor:
             return self._set_data_fd(request.fds)
         for fd in request.fds:
             os.close(fd)
-        return self.owner.multiplexer.control_request(request)
+        return self.owner.multiplexer.hypervisor.request(request)
 
     def _set_data_fd(self, fds: tuple[int, ...]) -> bytes:
         peers = []
@@ -244,7 +244,7 @@ class _Hypervisor:
 
     def _forward(self, peer: socket.socket) -> None:
         """Pass the guest's commands on, one at a time, until the data channel closes."""
-        guest_command = self.owner.multiplexer.guest_command
+        guest_command = self.owner.multiplexer.guest.command
         try:
             while command := receive_command(peer):
                 peer.sendall(guest_command(command))

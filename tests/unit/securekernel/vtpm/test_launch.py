@@ -22,6 +22,7 @@ from undercroft.securekernel.vtpm import (
     VtpmUnavailable,
     commands,
     control,
+    kernelside,
     protocol,
 )
 from undercroft.securekernel.vtpm.control import Control
@@ -85,7 +86,7 @@ def codes(rig: Rig) -> list[tuple[int, str]]:
 @pytest.fixture
 def launched(rig: Rig) -> Rig:
     script(rig)
-    rig.multiplexer.launcher.config = CONFIG
+    rig.multiplexer.tpm.launcher.config = CONFIG
     qemu = rig.qemu(started=False)
     qemu.pass_data_fd()
     assert qemu.ask(Control.INIT, bytes(4)) == bytes(4)
@@ -109,8 +110,8 @@ def test_the_launch_comes_before_anything_the_guest_does(launched: Rig) -> None:
 
 
 def test_the_log_proves_itself(launched: Rig) -> None:
-    launched.multiplexer.record("epoch", b"all is well")
-    log = parse_eventlog(launched.multiplexer.log(1))
+    launched.multiplexer.kernel.record("epoch", b"all is well")
+    log = parse_eventlog(launched.multiplexer.kernel.log(1))
     assert log.algorithms == (SHA256, SHA384)
     assert [event.pcr for event in log.events] == [0, 17, 18, 18, 18, 19]
     for event in log.events[1:]:
@@ -121,7 +122,7 @@ def test_the_log_proves_itself(launched: Rig) -> None:
         assert int.from_bytes(command[10:14], "big") == event.pcr
         assert command.endswith(b"\0\x0c" + event.digests[SHA384])
         assert event.digests[SHA256] in command
-    assert log.encode() == launched.multiplexer.log(1)
+    assert log.encode() == launched.multiplexer.kernel.log(1)
 
 
 def test_the_guests_startup_is_answered_once(launched: Rig) -> None:
@@ -148,11 +149,11 @@ def test_a_suspended_guests_startup_goes_to_the_tpm_and_the_launch_follows(launc
     qemu.command(build(CommandCode.SHUTDOWN, parameters=b"\0\1").data)
     qemu.ask(Control.INIT, bytes(4))
     launched.swtpm.commands.clear()
-    assert launched.multiplexer.launcher.number == 1
+    assert launched.multiplexer.tpm.launcher.number == 1
     assert qemu.command(STATE) == OK
     assert launched.swtpm.commands[0] == (0, STATE)
-    assert launched.multiplexer.launcher.number == 2
-    assert b"reason: resume\nlaunch: 2\n" in launched.multiplexer.log(2)
+    assert launched.multiplexer.tpm.launcher.number == 2
+    assert b"reason: resume\nlaunch: 2\n" in launched.multiplexer.kernel.log(2)
 
 
 @pytest.mark.parametrize(
@@ -161,13 +162,13 @@ def test_a_suspended_guests_startup_goes_to_the_tpm_and_the_launch_follows(launc
 def test_the_reason_is_what_the_tpm_says(rig: Rig, answer: bytes, reason: str) -> None:
     script(rig)
     rig.swtpm.start_answers = {0x144: answer}
-    rig.multiplexer.launcher.config = CONFIG
+    rig.multiplexer.tpm.launcher.config = CONFIG
     qemu = rig.qemu(started=False)
     qemu.pass_data_fd()
     qemu.ask(Control.INIT, bytes(4))
-    assert rig.multiplexer.launcher.reason == reason
+    assert rig.multiplexer.tpm.launcher.reason == reason
     qemu.ask(Control.INIT, bytes(4))
-    assert rig.multiplexer.launcher.reason == ("reset" if answer == OK else "restore")
+    assert rig.multiplexer.tpm.launcher.reason == ("reset" if answer == OK else "restore")
 
 
 def test_a_tpm_that_does_not_start_is_noted_and_left_to_the_guest(rig: Rig) -> None:
@@ -191,15 +192,15 @@ def test_a_start_that_is_answered_with_nonsense_does_not_hang_the_hypervisor(rig
 
 def test_keys_that_cannot_be_written_down_do_not_stop_the_launch(rig: Rig, tmp_path: Path) -> None:
     script(rig)
-    rig.multiplexer.launcher._key_file = KeyFile(tmp_path / "nowhere" / "keys")
+    rig.multiplexer.tpm.launcher._key_file = KeyFile(tmp_path / "nowhere" / "keys")
     rig.qemu()
-    assert set(rig.multiplexer.keys()) == {"ecc", "rsa"}
+    assert set(rig.multiplexer.kernel.keys()) == {"ecc", "rsa"}
 
 
 @pytest.mark.parametrize("refused", ["hash", "extend", "banks", "bank unknown"])
 def test_a_launch_that_fails_is_noted_and_not_claimed(rig: Rig, refused: str) -> None:
     script(rig)
-    rig.multiplexer.launcher.config = CONFIG
+    rig.multiplexer.tpm.launcher.config = CONFIG
     scripted = rig.swtpm.answer
     overridden = {
         "extend": (CommandCode.PCR_EXTEND, error_response(0x907)),
@@ -224,7 +225,7 @@ def test_a_launch_that_fails_is_noted_and_not_claimed(rig: Rig, refused: str) ->
     qemu.pass_data_fd()
     assert qemu.ask(Control.INIT, bytes(4)) == bytes(4)
     assert qemu.command(STARTUP) == OK
-    assert rig.multiplexer.log(1) == b""
+    assert rig.multiplexer.kernel.log(1) == b""
     assert "the launch failed" in str(rig.multiplexer.status()["events"])
     with VtpmClient(rig.kernel_path) as client, pytest.raises(VtpmUnavailable, match="no launch"):
         client.record("epoch", b"")
@@ -232,32 +233,31 @@ def test_a_launch_that_fails_is_noted_and_not_claimed(rig: Rig, refused: str) ->
 
 def test_keys_that_can_no_longer_be_made_are_kept_while_their_contexts_load(launched: Rig) -> None:
     (qemu,) = launched.qemus
-    assert set(launched.multiplexer.keys()) == {"ecc", "rsa"}
+    assert set(launched.multiplexer.kernel.keys()) == {"ecc", "rsa"}
     launched.swtpm.start_answers = {0x144: error_response(0x100), 0x131: error_response(0x9A2)}
     qemu.ask(Control.INIT, bytes(4))
-    assert set(launched.multiplexer.keys()) == {"ecc", "rsa"}
+    assert set(launched.multiplexer.kernel.keys()) == {"ecc", "rsa"}
     launched.swtpm.start_answers |= {CommandCode.CONTEXT_LOAD: error_response(0x1DF)}
     qemu.ask(Control.INIT, bytes(4))
-    assert launched.multiplexer.keys() == {}
+    assert launched.multiplexer.kernel.keys() == {}
 
 
 # --- records ------------------------------------------------------------------------------------
 
 
-def test_a_record_waits_for_a_guest_with_a_pcr_policy(launched: Rig) -> None:
+def test_a_record_waits_for_a_guest_with_a_pcr_policy(
+    launched: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernelside, "COURTESY", 0.2)
     (qemu,) = launched.qemus
     qemu.command(STARTUP)
     multiplexer = launched.multiplexer
-    qemu.command(build(CommandCode.POLICY_PCR).data)
-    assert not multiplexer._settled.is_set()
-    launched.swtpm.answer = lambda *_: reply(sessions=True)
-    qemu.command(build(CommandCode.NV_READ).data)
-    assert multiplexer._settled.is_set()
-    qemu.command(build(CommandCode.POLICY_PCR).data)
-    multiplexer._settled.clear()
-    multiplexer.record("epoch", b"waited for a second, and no longer")
-    assert multiplexer._settled.is_set()
-    assert b"no longer" in multiplexer.log(1)
+    qemu.command(build(CommandCode.POLICY_PCR, handles=[0x0300_0000]).data)
+    courtesy = multiplexer.tpm.courtesy
+    before = courtesy.settled
+    multiplexer.kernel.record("epoch", b"waited for a while, and no longer")
+    assert (before, courtesy.settled) == (False, True)
+    assert b"no longer" in multiplexer.kernel.log(1)
 
 
 def test_records_too_large_or_named_badly_are_refused(launched: Rig) -> None:
@@ -268,7 +268,7 @@ def test_records_too_large_or_named_badly_are_refused(launched: Rig) -> None:
         with pytest.raises(FormatError):
             client.record("epoch", bytes(MAX_MEASURED + 1))
         client.record("epoch", bytes(MAX_MEASURED))
-    launched.multiplexer.launcher._log.extend(bytes(40 * 1024 * 1024))
+    launched.multiplexer.tpm.launcher._log.extend(bytes(40 * 1024 * 1024))
     with VtpmClient(launched.kernel_path) as client, pytest.raises(VtpmUnavailable, match="large"):
         client.record("epoch", b"")
 
@@ -348,7 +348,7 @@ def test_a_key_that_went_with_a_reset_is_asked_for_again(launched: Rig) -> None:
         )
         assert client.quote(b"n", {SHA256: [0]}).attest
         launched.swtpm.start_answers = {CommandCode.CONTEXT_LOAD: error_response(0x1DF)}
-        launched.multiplexer._resident.forget()
+        launched.multiplexer.tpm.resident.forget()
         with pytest.raises(TpmError, match="TPM2_CONTEXT_LOAD"):
             client.quote(b"n", {SHA256: [0]})
 
@@ -357,7 +357,7 @@ def loaded(rig: Rig, client: VtpmClient) -> None:
     """Quote twice, so that key and session are loaded, and forget what went by."""
     for _ in range(2):
         client.quote(b"n", {SHA256: [0]})
-    assert rig.multiplexer._resident._loaded is not None
+    assert rig.multiplexer.tpm.resident._loaded is not None
     rig.swtpm.commands.clear()
 
 
@@ -383,7 +383,7 @@ def test_the_guest_never_sees_what_stays_loaded(launched: Rig) -> None:
         loaded(launched, client)
         qemu.ask(Control.INIT, bytes(4))
         assert "FLUSH_CONTEXT" not in [name for _, name in codes(launched)[:1]]
-        assert launched.multiplexer._resident._loaded is None
+        assert launched.multiplexer.tpm.resident._loaded is None
 
 
 def test_a_guest_that_has_shut_down_finds_nothing_of_ours_in_its_saved_state(
@@ -408,17 +408,17 @@ def test_what_the_short_way_cannot_do_is_left_to_a_batch(
     quoting(launched, bytes(32), [])
     multiplexer = launched.multiplexer
     selection = commands.encode_selection({SHA256: [0]})
-    assert len(multiplexer.quote(KeyType.ECC, b"n", selection).responses) == 1
-    multiplexer._resident.evict()
+    assert len(multiplexer.kernel.quote(KeyType.ECC, b"n", selection).responses) == 1
+    multiplexer.tpm.resident.evict()
     launched.swtpm.start_answers[refused] = error_response(0x902)
     launched.swtpm.commands.clear()
-    assert multiplexer.quote(KeyType.ECC, b"n", selection).responses == ()
+    assert multiplexer.kernel.quote(KeyType.ECC, b"n", selection).responses == ()
     made = [name for _, name in codes(launched)]
     started = [CommandCode.CONTEXT_LOAD.name, CommandCode.START_AUTH_SESSION.name]
     succeeded = [name for name in made if name in started and name != refused.name]
     assert made.count("FLUSH_CONTEXT") == len(succeeded)
-    multiplexer.launcher.keys.clear()
-    assert multiplexer.quote(KeyType.ECC, b"n", selection).responses == ()
+    multiplexer.tpm.launcher.keys.clear()
+    assert multiplexer.kernel.quote(KeyType.ECC, b"n", selection).responses == ()
 
 
 @pytest.mark.parametrize(
