@@ -14,8 +14,11 @@ from undercroft.guests.info import GuestInfo
 from undercroft.guests.manifest import GuestBuild, load_build
 from undercroft.guests.run import Guest as RunningGuest
 from undercroft.packages.deb import read_deb
+from undercroft.packages.filestore import FileStore
 from undercroft.packages.profiles import ProfileStore
 from undercroft.policy import Policy, parse_policy
+from undercroft.reference.archive import FileArchive
+from undercroft.reference.model import ReferenceSet
 from undercroft.securekernel.guest import Guest
 from undercroft.securekernel.hypervisor import dump, qemu
 from undercroft.securekernel.linux.modules_text import ModuleLibrary
@@ -39,6 +42,20 @@ def home() -> Path:
 def accepted_states() -> AcceptedStates:
     """Return what was accepted of each attestation key, kept under :func:`home`."""
     return AcceptedStates(home() / "verifier" / "accepted")
+
+
+def reference_home() -> Path:
+    """Return the folder for lists and tables of packaged files."""
+    return home() / "references"
+
+
+def open_tables(references: ReferenceSet) -> tuple[FileArchive, ...]:
+    """Map the tables of packaged files that ``references`` names.
+
+    Raises EnvironmentFault if one is not in this home, FormatError if it is damaged.
+    """
+    store = FileStore(reference_home())
+    return tuple(map(store.open_table, references.archives))
 
 
 def shipped_policy(name: str) -> Policy:

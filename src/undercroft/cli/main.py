@@ -14,6 +14,7 @@ from undercroft.cli import (
     guest,
     ima,
     inspect,
+    packages,
     quote,
     reference,
     shell,
@@ -39,6 +40,7 @@ app.command("verify")(verify.verify)
 app.add_typer(eventlog.app, name="eventlog")
 app.add_typer(ima.app, name="ima")
 app.add_typer(quote.app, name="quote")
+reference.app.add_typer(packages.app, name="packages")
 app.add_typer(reference.app, name="reference")
 
 

@@ -42,7 +42,7 @@ def parse_advisories(data: bytes) -> tuple[Advisory, ...]:
     """Read either form; a JSON document is the tracker's.  Raises FormatError."""
     if len(data) > MAX_SIZE:
         raise FormatError(_LIST, 0, "too large", expected=f"at most {MAX_SIZE}", got=len(data))
-    return parse_tracker(data) if data.lstrip()[:1] == b"{" else parse_dsa_list(data)
+    return parse_tracker(data) if data.lstrip(b" \r\n")[:1] == b"{" else parse_dsa_list(data)
 
 
 def parse_dsa_list(data: bytes) -> tuple[Advisory, ...]:

@@ -121,6 +121,8 @@ class FileStore:
 
         Raises what :meth:`Archive.fetch` raises but for packages that nobody offers.
         """
+        if not archive.indexes:  # raises why: it is not that nobody offers a package
+            return Listed((), tuple(sorted(set(wanted))))
         kept: list[PackageFiles] = []
         new: list[tuple[Stanza, PackagesIndex]] = []
         missing: list[Wanted] = []

@@ -24,7 +24,10 @@ _ARCHITECTURE = re.compile(r"[a-z0-9-]+")
 
 @dataclass(frozen=True, slots=True)
 class Stanza:
-    """What an index says of one package.  ``size`` in bytes, ``sha256`` in hexadecimal."""
+    """What an index says of one package.  ``size`` in bytes, ``sha256`` in hexadecimal.
+
+    ``depends`` is what it needs: Pre-Depends, then Depends.
+    """
 
     name: str
     version: str
@@ -75,7 +78,9 @@ def parse_package(text: str, *, base: int = 0) -> Stanza:
         filename=required(fields, "Filename", _NAME, base=base),
         size=size,
         sha256=field("SHA256", _SHA256),
-        depends=fields.get("depends", "").replace("\n", " "),
+        depends=", ".join(
+            fields[name].replace("\n", " ") for name in ("pre-depends", "depends") if name in fields
+        ),
     )
 
 
