@@ -16,6 +16,7 @@ _NAME = "PE image"
 _MAX_SECTIONS = 96
 """What the Windows loader takes ("Section Table"); kernels and shims have fewer than 20."""
 
+_SYMBOL_SIZE = 18
 _PE32, _PE32_PLUS = 0x10B, 0x20B
 _CERTIFICATE_TABLE = 4
 """Index of the certificate table in the data directories."""
@@ -98,7 +99,8 @@ def parse_pe(data: bytes) -> PeImage:
     section_count = reader.u16("NumberOfSections")
     if section_count > _MAX_SECTIONS:
         raise reader.fail("too many sections", expected=_MAX_SECTIONS, got=section_count)
-    reader.take(12, "the COFF symbol fields")
+    reader.take(4, "TimeDateStamp")
+    strings = _string_table(data, reader.u32("PointerToSymbolTable"), reader.u32("symbol count"))
     optional_size = reader.u16("SizeOfOptionalHeader")
     reader.u16("Characteristics")
     optional = reader.offset
@@ -117,7 +119,7 @@ def parse_pe(data: bytes) -> PeImage:
     reader.offset = entry
     table = (reader.u32("the certificate table"), reader.u32("the certificate table's size"))
     reader.offset = optional + optional_size
-    sections = tuple(_section(reader) for _ in range(section_count))
+    sections = tuple(_section(reader, strings) for _ in range(section_count))
     if not reader.offset <= size_of_headers <= len(data):
         raise FormatError(
             _NAME, optional + 60, "SizeOfHeaders is out of bounds", got=size_of_headers
@@ -135,8 +137,20 @@ def parse_pe(data: bytes) -> PeImage:
     )
 
 
-def _section(reader: BoundedReader) -> PeSection:
+def _string_table(data: bytes, symbols: int, count: int) -> bytes:
+    """Return the COFF string table, which stands behind the symbols; nothing if there is none."""
+    start = symbols + count * _SYMBOL_SIZE
+    if not symbols or start + 4 > len(data):
+        return b""
+    size = int.from_bytes(data[start : start + 4], "little")
+    return data[start : start + size]
+
+
+def _section(reader: BoundedReader, strings: bytes) -> PeSection:
     name = reader.take(8, "a section name").rstrip(b"\0").decode("latin-1")
+    if name[:1] == "/" and name[1:].isdecimal() and int(name[1:]) < len(strings):
+        # "COFF String Table": GNU ld keeps names of more than 8 bytes there, in images too.
+        name = strings[int(name[1:]) :].partition(b"\0")[0].decode("latin-1")
     virtual_size = reader.u32("VirtualSize")
     virtual_address = reader.u32("VirtualAddress")
     file_size = reader.u32("SizeOfRawData")

@@ -9,6 +9,8 @@ from undercroft.guests.accel import Accel
 from undercroft.guests.chain import Chain
 
 QEMU = "qemu-system-x86_64"
+DISK_SLOT = 1
+"""PCI slot of a guest's disk.  It is measured: the firmware makes a boot option of it (PCR 1)."""
 
 
 def machine(chain: Chain) -> str:
@@ -92,9 +94,8 @@ def _started_from(spec: MachineSpec) -> list[str]:
                 "-append", spec.command_line]  # fmt: skip
     if spec.disk is None:
         return []
-    # Where the disk stands is measured: the firmware makes a boot option of it (PCR 1).
     return ["-drive", f"if=none,id=disk,format=raw,file={_option(spec.disk)}",
-            "-device", "virtio-blk-pci,drive=disk,bootindex=0,addr=0x1"]  # fmt: skip
+            "-device", f"virtio-blk-pci,drive=disk,bootindex=0,addr={DISK_SLOT:#x}"]  # fmt: skip
 
 
 def arguments(spec: MachineSpec) -> list[str]:

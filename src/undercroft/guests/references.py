@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from undercroft.base import Digest, HashAlgorithm
 from undercroft.formats.kernel import load_kernel
+from undercroft.guests.chain import Chain
+from undercroft.guests.debian.predict import predict_debian
 from undercroft.guests.firmware import FirmwareRun
 from undercroft.guests.manifest import GuestBuild
 from undercroft.reference.boot import DirectBoot, boot_references, predict_direct_boot
@@ -82,6 +84,8 @@ def _boot(
         grade=Grade.FIRMWARE_RUN,
         note=f"packaged PEI volume with {firmware.differing} bytes filled in at run time",
     )
+    if build.chain is Chain.GRUB:
+        return boot_references(build.name, predict_debian(build, firmware, package, pei))
     boot = DirectBoot(
         kernel=build.kernel.path.read_bytes(),
         initrd=build.initrd.path.read_bytes(),

@@ -49,6 +49,16 @@ def partition_table() -> tuple[bytes, bytes]:
     return make_gpt(recipe.DISK_GUID, PARTITIONS, _SECTORS)
 
 
+def _write_files(files: Mapping[str, bytes], folder: Path, date: int) -> None:
+    """Write ``files`` by absolute path under ``folder``; all of it is dated ``date``."""
+    for path, data in sorted(files.items()):
+        place = folder / path[1:]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+    for place in (folder, *folder.rglob("*")):
+        os.utime(place, (date, date))
+
+
 def make_root(tree: Path, output: Path, date: int, extra: Mapping[str, bytes]) -> None:
     """Write the ext4 file system ``output`` from the tar ``tree`` and ``extra`` files (0644).
 
@@ -57,11 +67,7 @@ def make_root(tree: Path, output: Path, date: int, extra: Mapping[str, bytes]) -
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".root-") as name:
         folder = Path(name)
         added = folder / "added"
-        for path, data in extra.items():
-            place = added / path[1:]
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(data)
-            os.utime(place, (date, date))
+        _write_files(extra, added, date)
         script = (
             'set -e; mkdir "$1/tree"; tar -C "$1/tree" --numeric-owner -xpf "$2"\n'
             'if [ -d "$1/added" ]; then cp -R --preserve=timestamps "$1/added/." "$1/tree/"; fi\n'
@@ -114,12 +120,7 @@ def make_esp(files: Mapping[str, bytes], output: Path, date: int) -> None:
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".esp-") as name:
         folder = Path(name)
-        for path, data in sorted(files.items()):
-            place = folder / path[1:]
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(data)
-        for place in (folder, *folder.rglob("*")):
-            os.utime(place, (date, date))
+        _write_files(files, folder, date)
         tops = sorted(str(place) for place in folder.iterdir())
         run(["mcopy", "-i", str(output), "-s", "-Q", "-m", *tops, "::/"], environment=environment)
 

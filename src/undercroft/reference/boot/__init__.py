@@ -10,14 +10,20 @@ from undercroft.reference.boot.event import (
     boot_references,
     predicted_pcrs,
 )
+from undercroft.reference.boot.ovmf import Verifies
 from undercroft.reference.boot.qemu_loader import kernel_as_loaded
+from undercroft.reference.boot.secure import Firmware, GrubBoot, predict_grub_boot
 
 __all__ = [
     "DirectBoot",
+    "Firmware",
+    "GrubBoot",
     "PredictedEvent",
+    "Verifies",
     "boot_aggregate",
     "boot_references",
     "kernel_as_loaded",
     "predict_direct_boot",
+    "predict_grub_boot",
     "predicted_pcrs",
 ]

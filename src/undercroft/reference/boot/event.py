@@ -28,7 +28,8 @@ class PredictedEvent:
     """A measurement that will be made.
 
     ``digests`` are what is extended, one per bank; ``event_type`` is the TCG's name of the
-    event; ``role`` is that of :class:`ReferenceValue`.
+    event; ``role`` is that of :class:`ReferenceValue`.  ``data`` is what the log will hold beside
+    the digests, as far as it can be known: addresses and device paths may be others.
     """
 
     pcr: int
@@ -37,6 +38,7 @@ class PredictedEvent:
     provenance: Provenance
     digests: tuple[Digest, ...]
     role: str = ""
+    data: bytes = b""
 
     def digest(self, algorithm: HashAlgorithm) -> bytes:
         """Return the digest extended into the bank; raise KeyError if it is not predicted."""
@@ -44,8 +46,9 @@ class PredictedEvent:
 
 
 def predicted_pcrs(events: Sequence[PredictedEvent], algorithm: HashAlgorithm) -> PcrBank:
-    """Return PCRs 0..9 and 14 after ``events``, starting from zero (locality 0 start-up)."""
-    values = {index: bytes(algorithm.size) for index in (*range(10), 14)}
+    """Return PCRs 0..9, 14 and those of ``events``, from zero (locality 0 start-up)."""
+    touched = {*range(10), 14, *(event.pcr for event in events)}
+    values = {index: bytes(algorithm.size) for index in sorted(touched)}
     for event in events:
         values[event.pcr] = algorithm.hash(values[event.pcr], event.digest(algorithm))
     return PcrBank(algorithm, values)
