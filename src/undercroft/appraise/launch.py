@@ -32,6 +32,7 @@ from undercroft.formats.tpm import TpmRh
 from undercroft.policy import Action, Policy
 from undercroft.reference.match import Difference, match_event, missing_roles
 from undercroft.reference.model import ReferenceSet, ReferenceValue
+from undercroft.verify.epochs import W5_EPOCHS
 from undercroft.verify.launch import W4_KEY, VerifiedLaunch, verify_launch_key
 from undercroft.verify.quote import VerifiedQuote
 
@@ -69,6 +70,7 @@ def appraise_launch(
         yield from _identities(launch, algorithm, references, policy)
         yield from _not_compared(record, references)
     yield _records(launch)
+    yield from _epochs(launch)
 
 
 def _when(launch: VerifiedLaunch, *, demanded: bool) -> Judgement:
@@ -173,3 +175,24 @@ def _records(launch: VerifiedLaunch) -> Judgement:
     names: list[JsonValue] = [record.name for record in launch.records[-16:]]
     details: dict[str, JsonValue] = {"count": len(launch.records), "last": names}
     return stated(Finding("launch.records", Outcome.PASS, what, details, SOURCE))
+
+
+def _epochs(launch: VerifiedLaunch) -> Iterator[Judgement]:
+    """State what PCR 19 says of the write traps: how many epochs, and if there is a hole."""
+    if not launch.runs:
+        return
+    count = sum(len(run.epochs) for run in launch.runs)
+    details: dict[str, JsonValue] = {
+        "epochs": count,
+        "sessions": [run.session.hex() for run in launch.runs],
+    }
+    name, source = W5_EPOCHS.id, W5_EPOCHS.source
+    if len(launch.runs) == 1:
+        what = f"PCR 19 names {count} epochs of one run of the secure kernel, none missing"
+        yield stated(Finding(name, Outcome.PASS, what, details, source))
+        return
+    what = (
+        f"the secure kernel was started {len(launch.runs)} times since the launch: between its "
+        "runs the write traps covered nothing"
+    )
+    yield stated(Finding(name, Outcome.UNKNOWN, what, details, source))

@@ -34,6 +34,9 @@ VM_DESCRIPTOR = "vm-descriptor"
 FINDING = "finding"
 """Name of a record in PCR 19 of something that was found to be wrong."""
 
+EPOCH = "trap-epoch"
+"""Name of a record in PCR 19 of an epoch of the write traps that has ended."""
+
 REASONS = ("power-on", "reset", "restore", "attach")
 """Why a launch was made.  ``attach``: the guest ran before; ``restore``: from a saved state."""
 
@@ -41,6 +44,7 @@ _NAME = "launch event"
 _MAX_NAME = 256
 _MAX_DATA = 1 << 20
 _MAX_FINDING = 4096
+_EPOCH = struct.Struct(">16sQ32s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,33 @@ def parse_launch_event(field: bytes) -> LaunchEvent:
 def finding_record(finding: Finding) -> bytes:
     """Return what PCR 19 gets for a finding: its id, a line feed and its summary."""
     return f"{finding.id}\n{finding.summary}".encode()[:_MAX_FINDING]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """What PCR 19 gets for an epoch that has ended: whose it is, its number, and its digest.
+
+    ``session`` (16 bytes) is one run of the secure kernel's traps, ``sequence`` counts from 1 in
+    it, ``digest`` is the SHA-256 of the encoded epoch (``evidence.interval.epoch_digest``).
+    """
+
+    session: bytes
+    sequence: int
+    digest: bytes
+
+    def encode(self) -> bytes:
+        """Return the record's data."""
+        return _EPOCH.pack(self.session, self.sequence, self.digest)
+
+
+def parse_epoch_record(data: bytes) -> EpochRecord:
+    """Parse such data.  Raises FormatError; encoding the result gives back ``data``."""
+    if len(data) != _EPOCH.size:
+        raise FormatError("epoch record", 0, "size", expected=_EPOCH.size, got=len(data))
+    session, sequence, digest = _EPOCH.unpack(data)
+    if sequence == 0:
+        raise FormatError("epoch record", 16, "epochs count from 1", got=0)
+    return EpochRecord(session, sequence, digest)
 
 
 def launch_text(reason: str, number: int) -> bytes:

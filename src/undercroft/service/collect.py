@@ -16,7 +16,9 @@ from undercroft.formats.evidence import (
 )
 from undercroft.formats.launch import FINDING, PCR_RECORD, finding_record, parse_launch_event
 from undercroft.securekernel.inspect import SecureKernel
+from undercroft.securekernel.trapped import TrappedKernel
 from undercroft.securekernel.vtpm.client import VtpmClient
+from undercroft.securekernel.vtpm.epochs import EpochKeeper
 
 MAX_FINDINGS = 256
 """How many findings one launch keeps: enough to condemn a guest that varies them."""
@@ -34,9 +36,9 @@ def collect(
 
     ``machine`` gives the facts about the machine under the guest (``machine.machine_facts``),
     which go into the record too.  What is found to be wrong also goes to PCR 19, where it stays
-    until the machine starts again.  The quote binds the logs as they were read. If the guest
-    measured something before the quote, the quoted PCR is ahead of the list; then everything is
-    done again.
+    until the machine starts again, as do the epochs of write traps that have ended.  The quote
+    binds the logs as they were read. If the guest measured something before the quote, the quoted
+    PCR is ahead of the list; then everything is done again.
     Raises GuestGone if the guest ended meanwhile, VtpmUnavailable or TpmError if it cannot quote,
     EnvironmentFault if the guest does not stop measuring.
     """
@@ -44,6 +46,8 @@ def collect(
         seen = kernel.record()
         facts = (*seen.facts, *machine())
         _keep_findings(client, facts)
+        if isinstance(kernel, TrappedKernel):
+            EpochKeeper(client).keep(kernel.guard.chain())
         record = encode_record(replace(seen, facts=facts))
         eventlog, ima_list = kernel.event_log(), kernel.ima_list()
         launch_log = client.current_launch_log() or None

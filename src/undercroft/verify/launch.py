@@ -37,6 +37,7 @@ from undercroft.formats.launch import (
 )
 from undercroft.formats.tpm import ObjectAttributes, Public
 from undercroft.verify.checks import Check
+from undercroft.verify.epochs import RecordedRun, recorded_runs
 
 W1_LOG = Check(
     "W1",
@@ -76,13 +77,15 @@ class VerifiedLaunch:
     """A launch that a verified quote vouches for.
 
     ``events`` are all that was measured, in order: the manifest first, then (PCR 18) the launch's
-    own text and its identities, and (PCR 19) the records.
+    own text and its identities, and (PCR 19) the records.  ``runs`` are the runs of the secure
+    kernel whose epochs are among the records.
     """
 
     events: tuple[LaunchEvent, ...]
     reason: str
     number: int
     banks: tuple[HashAlgorithm, ...]
+    runs: tuple[RecordedRun, ...] = ()
 
     @property
     def manifest(self) -> LaunchEvent:
@@ -103,7 +106,7 @@ class VerifiedLaunch:
 def verify_launch(data: bytes, quoted: Sequence[PcrBank]) -> VerifiedLaunch:
     """Compare a launch's log with PCR values that a verified quote vouches for.
 
-    Raises FormatError, or VerificationError with one of :data:`CHECKS`.
+    Raises FormatError, or VerificationError with one of :data:`CHECKS` or ``launch.epochs``.
     """
     log = parse_eventlog(data)
     if log.format is not LogFormat.CRYPTO_AGILE or log.padding:
@@ -174,7 +177,8 @@ def _launch(events: Sequence[LaunchEvent], banks: tuple[HashAlgorithm, ...]) -> 
         reason, number = parse_launch_text(events[1].data)
     except FormatError as error:
         raise W1_LOG.failed("the launch's reason cannot be read", got=error) from error
-    return VerifiedLaunch(tuple(events), reason, number, banks)
+    runs = recorded_runs(event for event in events if event.tag == TAG_RECORD)
+    return VerifiedLaunch(tuple(events), reason, number, banks, runs)
 
 
 def _replay(events: Sequence[Event], bank: PcrBank) -> None:

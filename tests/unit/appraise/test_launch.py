@@ -13,7 +13,14 @@ from undercroft.appraise.pipeline import appraise, verify_evidence
 from undercroft.base import Finding, HashAlgorithm, Outcome, VerificationError
 from undercroft.formats.ear import Tier
 from undercroft.formats.evidence import Challenge, Evidence
-from undercroft.formats.launch import FINDING, LAUNCH_PCRS, LaunchEvent, finding_record
+from undercroft.formats.launch import (
+    EPOCH,
+    FINDING,
+    LAUNCH_PCRS,
+    EpochRecord,
+    LaunchEvent,
+    finding_record,
+)
 from undercroft.formats.tpm import TpmRh
 from undercroft.reference.launch import launch_references
 from undercroft.reference.model import Grade, Provenance, ReferenceSet, merge
@@ -165,3 +172,25 @@ def test_a_launch_log_that_the_quote_does_not_bind_is_refused() -> None:
         with pytest.raises(VerificationError) as caught:
             verify_evidence(replace(evidence, launch_log=log), guest.trust, challenge)
         assert caught.value.check == "quote.nonce"
+
+
+def epochs(session: int, count: int) -> list[tuple[str, bytes]]:
+    return [
+        (EPOCH, EpochRecord(bytes([session]) * 16, number, bytes(32)).encode())
+        for number in range(1, count + 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("records", "outcome", "says"),
+    [
+        (epochs(1, 3), Outcome.PASS, "names 3 epochs of one run"),
+        (epochs(1, 3) + epochs(2, 1), Outcome.UNKNOWN, "started 2 times"),
+    ],
+)
+def test_what_the_write_traps_covered_is_stated(
+    records: list[tuple[str, bytes]], outcome: Outcome, says: str
+) -> None:
+    events = launch_events(b"manifest\n", [("vm-descriptor", b"a machine")], records)
+    finding = found(appraised(events))["launch.epochs"]
+    assert (finding.outcome, says in finding.summary) == (outcome, True)
