@@ -20,8 +20,10 @@ from undercroft.securekernel.confine import confine
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.linux import manifest
+from undercroft.securekernel.supervise import Word, tell
 from undercroft.securekernel.trapped import TrappedKernel
-from undercroft.securekernel.traps.guard import Mode
+from undercroft.securekernel.traps.attach import StillBootingError
+from undercroft.securekernel.traps.guard import EPOCH_S, Mode
 
 Target = Annotated[str, typer.Argument(help="qemu:NAME, qemu:PID or dump:FILE")]
 Kernel = Annotated[
@@ -176,6 +178,17 @@ def attach(
     snapshot: Annotated[
         Path | None, typer.Option(help="Where --traps snapshot saves the guest's memory.")
     ] = None,
+    trap: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What --traps protects besides: SYMBOL, SYMBOL+SIZE or 0xADDRESS+SIZE of the "
+            "kernel. May be repeated."
+        ),
+    ] = None,
+    epoch: Annotated[
+        float, typer.Option(min=1, help="Seconds after which --traps ends an epoch.")
+    ] = EPOCH_S,
+    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Stay beside a running guest and say what changes, as it changes.
@@ -198,34 +211,64 @@ def attach(
         raise typer.BadParameter("--traps snapshot and --snapshot FILE belong together")
     second = wiring.open_target(target, kernel).guest
     assert isinstance(second, QemuGuest)
-    with TrappedKernel(
-        opened.guest,
-        opened.image,
-        traps,
-        library=opened.kernel.library,
-        log=traps_log,
-        snapshot=snapshot,
-        second=second,
-    ) as trapped:
+    try:
+        trapped = TrappedKernel(
+            opened.guest,
+            opened.image,
+            traps,
+            library=opened.kernel.library,
+            log=traps_log,
+            snapshot=snapshot,
+            second=second,
+            more=trap or (),
+            epoch_s=epoch,
+        )
+    except StillBootingError:
+        tell(ready_fd, Word.BOOTING)
+        raise
+    with trapped:
         confine()
-        _watch(trapped, interval, seconds, as_json)
+        _watch(trapped, interval, seconds, as_json, ready_fd)
 
 
-def _watch(watched: SecureKernel, interval: float, seconds: float, as_json: bool) -> None:
+def _watch(
+    watched: SecureKernel,
+    interval: float,
+    seconds: float,
+    as_json: bool,
+    ready_fd: int | None = None,
+) -> None:
     console = render.console()
+    told = ready_fd
     seen: dict[str, tuple[Outcome, str]] = {}
     end = time.monotonic() + seconds if seconds else None
     try:
         while end is None or time.monotonic() < end:
-            _say_changes(watched.watch(), seen, console if not as_json else None)
+            facts = watched.watch()
+            if ready_fd is not None:
+                failed = worst(fact.outcome for fact in facts) is Outcome.FAIL
+                tell(ready_fd, Word.FAILED if failed else Word.ARMED)
+                ready_fd = None
+            _say_changes(facts, seen, console if not as_json else None)
             watched.guest.check_alive()
-            if isinstance(watched, TrappedKernel) and watched.guard.status().frozen:
+            if isinstance(watched, TrappedKernel) and _is_over(watched, told):
                 _say_changes([watched.traps()], seen, console if not as_json else None)
                 break
             time.sleep(interval)
     except KeyboardInterrupt:
         pass
     raise typer.Exit(_STATUS[worst(outcome for outcome, _ in seen.values())])
+
+
+def _is_over(trapped: TrappedKernel, ready_fd: int | None) -> bool:
+    """Tell whether there is nothing more to watch.
+
+    A confined process cannot attach again: whoever started it has to start another.
+    """
+    status = trapped.guard.status()
+    if status.replaced:
+        tell(ready_fd, Word.REPLACED)
+    return status.frozen or bool(status.ended)
 
 
 def _say_changes(

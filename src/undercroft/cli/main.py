@@ -19,6 +19,7 @@ from undercroft.cli import (
     reference,
     shell,
     verify,
+    watch,
 )
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app.command("inspect")(inspect.inspect)
 app.command("shell")(shell.shell)
 app.add_typer(evidence.app, name="evidence")
 app.command("verify")(verify.verify)
+app.command("watch")(watch.watch)
 app.add_typer(eventlog.app, name="eventlog")
 app.add_typer(ima.app, name="ima")
 app.add_typer(quote.app, name="quote")

@@ -21,7 +21,7 @@ from undercroft.securekernel.linux import cpu_state
 from undercroft.securekernel.linux.facts import Observer
 from undercroft.securekernel.linux.modules_text import ModuleLibrary
 from undercroft.securekernel.traps.attach import find_uncovered, guard_kernel
-from undercroft.securekernel.traps.guard import Guard, GuardStatus, Mode
+from undercroft.securekernel.traps.guard import EPOCH_S, Guard, GuardStatus, Mode
 from undercroft.securekernel.traps.modules import ModuleWatch
 from undercroft.securekernel.traps.sampling import RegisterSampler
 from undercroft.securekernel.traps.writetrap import HostRange
@@ -36,7 +36,7 @@ class TrappedKernel(SecureKernel):
     """A secure kernel that keeps a guard over its guest.  Close it, or use it as a context.
 
     With ``second``, another attachment to the same guest, registers are looked at too, at times
-    that nobody can foresee.
+    that nobody can foresee.  ``more`` names what else may not be written to.
 
     Raises EnvironmentFault if the guest's kernel is not located or cannot be guarded.
     """
@@ -51,12 +51,16 @@ class TrappedKernel(SecureKernel):
         log: Path | None = None,
         snapshot: Path | None = None,
         second: QemuGuest | None = None,
+        more: Sequence[str] = (),
+        epoch_s: float = EPOCH_S,
     ) -> None:
         super().__init__(guest, image, library)
         self._qemu = guest
         self._mode = mode
         self._log = log
         self._snapshot = snapshot
+        self._more = tuple(more)
+        self._epoch_s = epoch_s
         self._second = second
         self._events = guest.events()
         self.sessions: list[tuple[bytes, ...]] = []
@@ -75,6 +79,8 @@ class TrappedKernel(SecureKernel):
             self._qemu.pid,
             self._ranges,
             mode=self._mode,
+            more=self._more,
+            epoch_s=self._epoch_s,
             machine=self._events,
             log=self._log,
             snapshot=self._snapshot,

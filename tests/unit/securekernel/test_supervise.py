@@ -14,9 +14,17 @@ import pytest
 
 from undercroft.base import EnvironmentFault
 from undercroft.securekernel import supervise
-from undercroft.securekernel.supervise import Death, OnDeath, Supervisor
+from undercroft.securekernel.supervise import Death, OnDeath, Supervisor, Word, tell
 
-ARMED = [sys.executable, "-S", "-c", "import time; print('armed', flush=True); time.sleep(60)"]
+SAYS = "import os, sys, time; os.write(int(sys.argv[2]), b'{}\\n')"
+"""A secure kernel that says one word; its arguments are --ready-fd N."""
+
+
+def says(word: str, then: str = "time.sleep(60)") -> list[str]:
+    return [sys.executable, "-S", "-c", f"{SAYS.format(word)}; {then}"]
+
+
+ARMED = says("armed")
 DIES = [sys.executable, "-S", "-c", "raise SystemExit(3)"]
 SILENT = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
 
@@ -94,6 +102,34 @@ def test_a_secure_kernel_that_cannot_prove_anything_leaves_the_guest_paused(
     supervisor = Supervisor(DIES, guest.pid, recorder, OnDeath.PAUSE)
     assert supervisor.run(deaths=3) == "too many deaths"
     assert recorder.calls == ["pause"]
+
+
+@pytest.mark.parametrize("word", ["booting", "replaced"])
+def test_a_guest_that_has_to_boot_is_not_held(guest: subprocess.Popen[bytes], word: str) -> None:
+    recorder, deaths = Recorder(guest), list[Death]()
+    command = says(word, "time.sleep(0.01)")
+    supervisor = Supervisor(command, guest.pid, recorder, OnDeath.PAUSE, on_death=deaths.append)
+    assert supervisor.run(deaths=2) == "too many deaths"
+    assert recorder.calls == []
+    assert [death.told for death in deaths] == [Word(word)] * 2
+    assert supervisor.armed == 0
+
+
+def test_a_guest_in_which_something_is_wrong_stays_paused(
+    guest: subprocess.Popen[bytes],
+) -> None:
+    recorder, _, _, _ = supervised(guest, says("failed"), OnDeath.PAUSE, 2)
+    assert recorder.calls == ["pause"]
+
+
+def test_what_is_told_to_nobody_is_lost_and_no_error() -> None:
+    tell(None, Word.ARMED)
+    words, pen = os.pipe()
+    tell(pen, Word.ARMED)
+    assert os.read(words, 100) == b"armed\n"
+    os.close(words)
+    tell(pen, Word.ARMED)
+    os.close(pen)
 
 
 def test_one_that_never_says_that_it_is_armed_is_ended(guest: subprocess.Popen[bytes]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from undercroft.base import EnvironmentFault, FormatError
 from undercroft.securekernel.guest import GuestGone
 from undercroft.securekernel.hypervisor import devstate, monitor
+from undercroft.securekernel.hypervisor.controls import QemuControls
 from undercroft.securekernel.hypervisor.events import MachineEvents
 from undercroft.securekernel.hypervisor.qmp import QmpClient, QmpError
 from undercroft.securekernel.hypervisor.ram import GuestRam, ProcessBlock, SharedBlock
@@ -122,6 +123,10 @@ class QemuGuest:
         if self._events_path is None:
             return None
         return MachineEvents(self._events_path, timeout=self._timeout)
+
+    def controls(self) -> QemuControls:
+        """Return what a supervisor needs of this guest."""
+        return QemuControls(self._qmp_path, self.pid, timeout=self._timeout)
 
     def host_ranges(self) -> tuple[HostRange, ...]:
         """Return where QEMU's own address space has each range of guest RAM."""

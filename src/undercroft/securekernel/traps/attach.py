@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from undercroft.base import EnvironmentFault
+from undercroft.base import EnvironmentFault, Outcome
 from undercroft.formats.evidence.interval import Change, Uncovered
 from undercroft.formats.kernel import KernelImage
 from undercroft.reference.kernel.canvas import Canvas
@@ -16,14 +17,23 @@ from undercroft.securekernel.linux.text import KernelTextProof
 from undercroft.securekernel.memory import PhysicalMemory
 from undercroft.securekernel.traps.channels import uncovered_channels
 from undercroft.securekernel.traps.explain import Explainer
-from undercroft.securekernel.traps.guard import Guard, Machine, Mode
+from undercroft.securekernel.traps.guard import EPOCH_S, Guard, Machine, Mode
 from undercroft.securekernel.traps.judge import TextJudge
-from undercroft.securekernel.traps.regions import Region, kernel_regions
+from undercroft.securekernel.traps.regions import kernel_regions, requested_regions
 from undercroft.securekernel.traps.sites import kernel_sites
 from undercroft.securekernel.traps.writetrap import HostRange
 
 SYSTEM_RUNNING = 3
 """enum system_states in include/linux/kernel.h, since 5.16."""
+
+
+class StillBootingError(EnvironmentFault):
+    """The guest runs no kernel yet that could be guarded; it may, later."""
+
+
+def is_unknown(proof: KernelTextProof) -> bool:
+    """Tell whether no kernel was found, rather than a wrong one."""
+    return proof.located.outcome is Outcome.UNKNOWN
 
 
 def guard_kernel(
@@ -32,14 +42,17 @@ def guard_kernel(
     ranges: Sequence[HostRange],
     *,
     mode: Mode = Mode.OBSERVE,
-    more: Sequence[Region] = (),
+    more: Sequence[str] = (),
     despite_tcg: bool = False,
     machine: Machine | None = None,
+    epoch_s: float = EPOCH_S,
     log: Path | None = None,
     snapshot: Path | None = None,
     on_change: Callable[[Change], None] = lambda _change: None,
 ) -> Guard:
-    """Protect the kernel that ``proof`` located, and the regions of ``more``.
+    """Protect the kernel that ``proof`` located, and what ``more`` asks for.
+
+    See :func:`~undercroft.securekernel.traps.regions.requested_regions` for ``more``.
 
     The proof has to look at the text after this, not only before: from now on every change is
     seen, so what is equal at any later moment has been explained all the time since.
@@ -52,17 +65,20 @@ def guard_kernel(
         check_emulator(pid)
     kernel, replay = proof.kernel, proof.replay
     if kernel is None or replay is None:
-        raise EnvironmentFault(
+        missing = StillBootingError if is_unknown(proof) else EnvironmentFault
+        raise missing(
             "there is no kernel to protect yet",
             got=proof.located.summary,
             remedy="wait until the guest has booted the kernel that it is meant to run",
         )
     if not is_running(proof.memory, proof.image, kernel):
-        raise EnvironmentFault(
+        raise StillBootingError(
             "the kernel still boots: what is constant later is being written now",
             remedy="wait until the guest has booted",
         )
-    regions = (*kernel_regions(proof.memory, proof.image, kernel), *more)
+    memory, image = proof.memory, proof.image
+    requested = (requested_regions(memory, image, kernel, wanted) for wanted in more)
+    regions = (*kernel_regions(memory, image, kernel), *itertools.chain(*requested))
     live = Canvas(0, bytearray(proof.image.text_size))
     explainer = Explainer(replay, proof.memory, kernel, live)
     judge = TextJudge(kernel.base, kernel_sites(replay), explainer)
@@ -74,6 +90,7 @@ def guard_kernel(
         mode=mode,
         text=judge,
         machine=machine,
+        epoch_s=epoch_s,
         log=log,
         snapshot=snapshot,
         on_change=on_change,

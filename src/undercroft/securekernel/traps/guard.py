@@ -43,7 +43,7 @@ from undercroft.securekernel.traps.writetrap import HostRange, WriteTraps
 
 _T = TypeVar("_T")
 EPOCH_S = 60.0
-"""An epoch ends by itself after so long."""
+"""An epoch ends by itself after so long, if nothing else is said."""
 _IDLE_S, _BUSY_S = 0.25, 0.002
 _SETTLE_EVERY_S = 0.25
 _PRIORITY, _NICE, _TIMER_SLACK = 1, -15, 29
@@ -112,9 +112,9 @@ class Guard:
 
     ``memory`` reads the guest's RAM; ``ranges`` say where the hypervisor maps it; ``text`` is
     needed if a region is patched.  ``machine`` tells of resets; without it only the writes do,
-    and they are violations.  ``log`` gets the epochs as they end; ``snapshot`` is the file
-    that the mode of that name writes.  ``on_change`` is called by the answering thread for every
-    change and must return at once.
+    and they are violations.  An epoch ends by itself after ``epoch_s`` seconds; ``log`` gets the
+    epochs as they end.  ``snapshot`` is the file that the mode of that name writes.
+    ``on_change`` is called by the answering thread for every change and must return at once.
 
     Raises EnvironmentFault if the hypervisor cannot be attached to, GuestGone if it ended.
     """
@@ -129,6 +129,7 @@ class Guard:
         mode: Mode = Mode.OBSERVE,
         text: TextJudge | None = None,
         machine: Machine | None = None,
+        epoch_s: float = EPOCH_S,
         log: Path | None = None,
         snapshot: Path | None = None,
         on_change: Callable[[Change], None] = lambda _change: None,
@@ -145,6 +146,7 @@ class Guard:
         self._faults: list[str] = []
         self._frozen = False
         self._machine = machine
+        self._epoch_ns = epoch_s * 1e9
         self._replaced = False
         self._asked = 0.0
         self._stopping = False
@@ -425,7 +427,7 @@ class Guard:
             answerer.settle()
         if not self._frozen:
             answerer.cool()
-        if journal.is_full or journal.clock.now() - journal.opened_at > EPOCH_S * 1e9:
+        if journal.is_full or journal.clock.now() - journal.opened_at > self._epoch_ns:
             self._close_epoch("full" if journal.is_full else "time")
         while True:
             try:

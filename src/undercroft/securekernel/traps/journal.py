@@ -26,6 +26,8 @@ from undercroft.formats.evidence.interval import (
     epoch_digest,
 )
 
+_LENGTH = 4
+"""Bytes of the length before each epoch in a file (``encode_chain``)."""
 MAX_CHANGES = 4096
 """An epoch with so many changes is closed, and the next begins."""
 
@@ -55,6 +57,7 @@ class Journal:
         self.chain: list[bytes] = []
         self.head = FIRST
         self.fault: EnvironmentFault | None = None
+        """Why epochs are no longer written to the file."""
         self.writes = 0
         self.changes: list[Change] = []
         self.blind: list[BlindWindow] = []
@@ -64,6 +67,8 @@ class Journal:
         self.began = clock.now()
         self._t0 = self.began
         self._file = file
+        if file is not None:
+            self.fault = _repair(file)
         self._writes_before = 0
         self._seed = secrets.token_bytes(32)
         self._revealed = b""
@@ -150,3 +155,27 @@ class Journal:
             self.fault = EnvironmentFault(
                 f"the log of epochs cannot be written: {error.strerror}", where=str(self._file)
             )
+
+
+def _repair(file: Path) -> EnvironmentFault | None:
+    """Cut off the half epoch that a log ends with if its writer was killed; return what fails.
+
+    What is cut off was never vouched for: the file is made durable before an epoch is told of.
+    """
+    if not file.is_file():
+        return None
+    try:
+        with file.open("r+b") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            at = 0
+            while at + _LENGTH <= size:
+                stream.seek(at)
+                length = int.from_bytes(stream.read(_LENGTH), "big")
+                if at + _LENGTH + length > size:
+                    break
+                at += _LENGTH + length
+            if at < size:
+                stream.truncate(at)
+    except OSError as error:
+        return EnvironmentFault(f"the log of epochs: {error.strerror}", where=str(file))
+    return None

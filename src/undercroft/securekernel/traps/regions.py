@@ -16,10 +16,13 @@ between tasks (native_load_tls), in the same page.  It is polled.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from undercroft.base import MemoryFault
+import numpy as np
+
+from undercroft.base import EnvironmentFault, MemoryFault
 from undercroft.formats.kernel import KernelImage
 from undercroft.securekernel.arch.x86_64.paging import CR3_ADDRESS, level_shifts
 from undercroft.securekernel.linux.locate import LocatedKernel
@@ -32,6 +35,8 @@ RODATA = "kernel.rodata"
 RO_AFTER_INIT = "kernel.ro-after-init"
 PAGE_TABLES = "kernel.page-tables"
 
+MAX_REQUEST = 64 << 20
+"""Bytes that one request may ask for."""
 _PRESENT, _LARGE = 1, 0x80
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 _ENTRY = 8
@@ -131,12 +136,50 @@ def _walk(
         table = entry & _ADDRESS
 
 
-def symbol_region(
-    memory: PhysicalMemory, kernel: LocatedKernel, name: str, vaddr: int, size: int
-) -> Region:
-    """Return a region of one's own choosing: ``size`` bytes of kernel memory at ``vaddr``."""
-    extents = map_range(memory, kernel.cr3, kernel.la57, vaddr, size).extents
-    return Region(name, extents)
+def requested_regions(
+    memory: PhysicalMemory, image: KernelImage, kernel: LocatedKernel, wanted: str
+) -> tuple[Region, Region]:
+    """Return what somebody wants protected as well, and the page-table entries that lead there.
+
+    ``wanted`` is ``SYMBOL`` (up to the next one), ``SYMBOL+SIZE`` or ``0xADDRESS+SIZE``, in kernel
+    memory.  Nothing may write there from then on.  Raises EnvironmentFault for what is no such
+    place, or is code, which is protected anyway.
+    """
+    match = re.fullmatch(r"(0x[0-9a-f]+|[\w.]+)(?:\+(0x[0-9a-f]+|\d+))?", wanted)
+    if match is None:
+        raise EnvironmentFault(
+            "not a place in the kernel",
+            expected="SYMBOL, SYMBOL+SIZE or 0xADDRESS+SIZE",
+            got=wanted,
+        )
+    where, size = match[1], int(match[2], 0) if match[2] else 0
+    if where.startswith("0x"):
+        vaddr = int(where, 16)
+    else:
+        at = image.find(where)
+        if at is None:
+            raise EnvironmentFault("the kernel has no such symbol", got=where)
+        vaddr = kernel.base + at
+        size = size or _size_of(image, at)
+    if not 0 < size <= MAX_REQUEST:
+        raise EnvironmentFault("how many bytes?", where=wanted, expected=f"1 to {MAX_REQUEST}")
+    if vaddr < kernel.base + image.text_size and kernel.base < vaddr + size:
+        raise EnvironmentFault("this is the kernel's code, which is protected anyway", where=wanted)
+    try:
+        extents = map_range(memory, kernel.cr3, kernel.la57, vaddr, size).extents
+        entries = page_table_entries(memory, kernel, extents)
+    except MemoryFault as fault:
+        raise EnvironmentFault(f"nothing is mapped there: {fault}", where=wanted) from fault
+    name = f"requested.{wanted}"
+    return Region(name, extents), Region(f"{name}.page-tables", entries, entries=True)
+
+
+def _size_of(image: KernelImage, at: int) -> int:
+    """Return how far it is from a symbol to the next one."""
+    addresses = image.symbols.addresses
+    here = np.uint64(image.link_base + at)
+    after = addresses[addresses > here]
+    return int(after.min() - here) if len(after) else 0
 
 
 def pages_of(extents: Iterable[Extent]) -> list[int]:
@@ -157,5 +200,5 @@ __all__ = [
     "kernel_regions",
     "page_table_entries",
     "pages_of",
-    "symbol_region",
+    "requested_regions",
 ]
