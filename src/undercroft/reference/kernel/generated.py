@@ -6,8 +6,8 @@ cannot be computed without a compiler (BPF's JIT output) is not here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ _POINTER = 8
 _LOAD_OPS = b"\x48\x8b\x15"
 """``movq offset(%rip), %rdx``: the third argument of a tracer."""
 _JNZ = 0x75
+_JMP32, _INT3 = 0xE9, 0xCC
 _CLAC = b"\x0f\x01\xca"
 
 
@@ -110,24 +111,70 @@ def probe_detour(image: KernelImage, probe: Probe, canvas: Canvas) -> Generated 
     names = ("entry", "clac", "val", "call", "end")
     marks = [image.find(f"optprobe_template_{name}") for name in names]
     callback = image.find("optimized_callback")
-    if probe.detour is None or callback is None or any(mark is None for mark in marks):
+    if probe.buffer is None or callback is None or any(mark is None for mark in marks):
         return None
     entry, clac, value, call, end = (mark for mark in marks if mark is not None)
     body = bytearray(canvas.get(entry, end - entry))
     body[value - entry : value - entry + 10] = b"\x48\xbf" + probe.address.to_bytes(8, "little")
     at = call - entry
-    body[at : at + 5] = b"\xe8" + _s32(callback - (probe.detour + at) - 5)
+    body[at : at + 5] = b"\xe8" + _s32(callback - (probe.buffer + at) - 5)
     copied = b""
     while len(copied) < 5:
-        part = _copy(canvas, probe.site + len(copied), probe.detour + len(body) + len(copied))
+        part = _copy(canvas, probe.site + len(copied), probe.buffer + len(body) + len(copied))
         if part is None:
             return None
         copied += part
-    back = probe.site + len(copied) - (probe.detour + len(body) + len(copied)) - 5
+    back = probe.site + len(copied) - (probe.buffer + len(body) + len(copied)) - 5
     tail = copied + b"\xe9" + _s32(back)
     smap = bytearray(body)
     smap[clac - entry : clac - entry + 3] = _CLAC
-    return Generated("kprobe detour", probe.detour, (bytes(body) + tail, bytes(smap) + tail))
+    return Generated("kprobe detour", probe.buffer, (bytes(body) + tail, bytes(smap) + tail))
+
+
+def given_back(
+    image: KernelImage,
+    code: Callable[[int], Canvas | None],
+    start: int,
+    content: bytes,
+    *,
+    detour: bool,
+) -> bool:
+    """Tell whether a slot holds what a probe that is gone, or not registered yet, may leave there.
+
+    The kernel does not wipe slots (__free_insn_slot): what was copied there stays until another
+    probe gets the slot, and what is behind a shorter copy stays even then.  The jump behind the
+    copy says from where it was, and it must be a copy of the code there (``code`` gives the
+    expected code that a position falls in).  Nothing says that of one instruction before an
+    INT3, nor of a module that is gone.
+    """
+    first = _template_size(image) if detour else 0
+    at = first
+    while at < len(content) and (at == first or content[at] not in (_JMP32, _INT3)):
+        insn = decode(content[at : at + 15])
+        if insn is None or (not detour and at > first):
+            return False
+        at += insn.length
+    if content[at : at + 1] == bytes((_INT3,)):
+        return not detour
+    if at + 5 > len(content):
+        return False
+    back = start + at + 5 + int.from_bytes(content[at + 1 : at + 5], "little", signed=True)
+    site = back - (at - first)
+    canvas = code(site)
+    if canvas is None:
+        return True
+    probe = Probe(0, site, 0, 0, (), start, None, b"", start)
+    if not detour:
+        piece = probe_slot(probe, canvas)
+    else:
+        value = image.offset("optprobe_template_val") - image.offset("optprobe_template_entry") + 2
+        address = int.from_bytes(content[value : value + _POINTER], "little")
+        piece = probe_detour(image, replace(probe, address=address), canvas)
+    return piece is not None and any(content.startswith(form) for form in piece.forms)
+
+
+def _template_size(image: KernelImage) -> int:
+    return image.offset("optprobe_template_end") - image.offset("optprobe_template_entry")
 
 
 def _copy(canvas: Canvas, site: int, to: int) -> bytes | None:

@@ -28,6 +28,7 @@ FLAG_GONE, FLAG_DISABLED, FLAG_OPTIMIZED, FLAG_FTRACE = 1, 2, 4, 8
 TABLE_SIZE = 64
 _INT3, _JMP = 0xCC, 0xE9
 _JMP_SIZE = 5
+_MAX_SLOT = 2048
 _HANDLERS = ("pre_handler", "post_handler")
 
 
@@ -36,7 +37,8 @@ class Probe:
     """A registered kprobe.  Positions; ``handlers`` are the functions it calls.
 
     ``address`` is the virtual address of its structure.  ``detour`` and ``copied`` are those of
-    an optimised probe, else None and b"".
+    an optimised probe, else None and b"".  ``buffer`` is where the detour of one that may be
+    optimised is kept ready, else None.
     """
 
     address: int
@@ -47,6 +49,7 @@ class Probe:
     slot: int
     detour: int | None
     copied: bytes
+    buffer: int | None
 
 
 def read_probes(image: KernelImage, guest: GuestStructs) -> tuple[Probe, ...]:
@@ -64,10 +67,12 @@ def _read(image: KernelImage, guest: GuestStructs, at: int) -> Probe:
     handlers = [guest.u64(at, "kprobe", name) for name in _HANDLERS]
     aggregate = image.find("aggr_pre_handler")
     flags = guest.u32(at, "kprobe", "flags")
-    detour, copied = None, b""
+    detour, copied, buffer = None, b"", None
     if aggregate is not None and handlers[0] == guest.values.address(aggregate):
+        ready = guest.u64(at, "optimized_kprobe", "optinsn.insn")
+        buffer = position(ready) if ready else None
         if flags & FLAG_OPTIMIZED:
-            detour = position(guest.u64(at, "optimized_kprobe", "optinsn.insn"))
+            detour = buffer
             copied = guest.raw(at, "optimized_kprobe", "optinsn.copied_insn", _JMP_SIZE - 1)
         # An aggregate calls the handlers of the probes on its list.
         head = at + image.btf.offset_of("kprobe", "list")
@@ -85,7 +90,37 @@ def _read(image: KernelImage, guest: GuestStructs, at: int) -> Probe:
         slot=position(slot) if slot else 0,
         detour=detour,
         copied=copied,
+        buffer=buffer,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPage:
+    """A page of slots: its position, the size of a slot, and whether they are for detours."""
+
+    start: int
+    slot: int
+    detours: bool
+
+
+def read_slot_pages(image: KernelImage, guest: GuestStructs) -> tuple[SlotPage, ...]:
+    """Return the pages in kprobe_insn_slots and kprobe_optinsn_slots."""
+    found = []
+    if "kprobe_insn_cache" not in image.btf:
+        return ()
+    for name in ("kprobe_insn_slots", "kprobe_optinsn_slots"):
+        symbol = image.find(name)
+        if symbol is None:
+            continue
+        cache = guest.values.address(symbol)
+        size = guest.u64(cache, "kprobe_insn_cache", "insn_size")
+        if not 0 < size <= _MAX_SLOT:
+            continue  # no detours yet: init_kprobes() sets it
+        head = cache + image.btf.offset_of("kprobe_insn_cache", "pages")
+        for page in guest.list(head, "kprobe_insn_page", "list"):
+            start = guest.values.position(guest.u64(page, "kprobe_insn_page", "insns"))
+            found.append(SlotPage(start, size, name == "kprobe_optinsn_slots"))
+    return tuple(found)
 
 
 def apply(

@@ -116,7 +116,7 @@ class Replay:
                 layer for layer in self.canvas.layers[before:] if layer.rule in OVERLAYS
             ]
             self.state = replace(
-                self.state, probes=state.probes, moving=state.moving, patching=state.patching
+                self.state, probes=state.probes, moving=state.moving, under_way=state.under_way
             )
 
 

@@ -117,8 +117,8 @@ class RunTimeState:
     probes: tuple[kprobes.Probe, ...]
     moving: Positions
     """Sites that the kernel was in the middle of changing (``text_poke``), ascending."""
-    patching: bool
-    """Whether the kernel said that it was patching something."""
+    under_way: text_poke.UnderWay
+    """What the kernel said that it was changing."""
     call_targets: Positions
     """Where static calls lead, each once (positions)."""
 
@@ -170,7 +170,7 @@ def paint(
         labels=run_time.labels,
         changing=keys.changing,
         calls=run_time.calls,
-        traced=run_time.traced,
+        traced=tracing.sites,
         locks=run_time.locks,
         hooks=tracing.hooks,
         hook_calls=hook_calls,
@@ -189,6 +189,6 @@ def paint(
         tracing=tracing,
         probes=armed,
         moving=np.unique(np.array(moving, dtype=np.int64)),
-        patching=bool(now.announced),
+        under_way=now,
         call_targets=np.unique(functions),
     )

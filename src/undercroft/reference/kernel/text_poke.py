@@ -83,8 +83,9 @@ class UnderWay:
 class Movable:
     """The sites that may be moving, and what may stand there.
 
-    ``changing`` tells of which labels the key says that it is being switched on; ``hooks`` are
-    the positions that a traced function may call, ``hook_calls`` the sites in the callers.
+    ``changing`` tells of which labels the key says that it is being switched on; ``traced`` are
+    the functions whose records say so, ``hooks`` the positions that these may call, and
+    ``hook_calls`` the sites in the callers.
     """
 
     labels: JumpLabels

@@ -50,6 +50,7 @@ class _Look:
     size: int
     wrong: list[tuple[str, int]]
     jitted: int
+    left_over: int
 
 
 class GeneratedCode:
@@ -116,21 +117,25 @@ class GeneratedCode:
 
     def _look(self) -> _Look:
         """Compare everything once.  Raises MemoryFault for what cannot be read."""
-        values = self._values()
-        guest = GuestStructs(values, self._replay.image.btf)
+        image, values = self._replay.image, self._values()
+        guest = GuestStructs(values, image.btf)
         wrong: list[tuple[str, int]] = []
         pages: set[int] = set()
+        left_over = 0
         pieces = list(self._pieces(guest))
         for piece in pieces:
             last = piece.start + max(len(form) for form in piece.forms) - 1
             pages |= set(range(piece.start // _PAGE, last // _PAGE + 1))
-        for page in sorted(pages):
+        slots = {each.start // _PAGE: each for each in kprobes.read_slot_pages(image, guest)}
+        for page in sorted(pages | set(slots)):
             mine = [piece for piece in pieces if _touches(piece, page)]
             content = values.read(page * _PAGE, _PAGE)
-            wrong += [
-                (_owner(mine, at), values.address(at))
-                for at in generated.unexplained(content, page * _PAGE, mine, 0)
-            ]
+            odd = generated.unexplained(content, page * _PAGE, mine, 0)
+            if odd and page in slots:
+                before = len(odd)
+                odd = self._without_leavings(slots[page], content, mine, odd)
+                left_over += before - len(odd)
+            wrong += [(_owner(mine, at), values.address(at)) for at in odd]
         thunks = sorted(self._its_pages | self._replay.choices.its_pages)
         for page in thunks:
             wrong += [
@@ -139,8 +144,27 @@ class GeneratedCode:
             ]
         space = self._packs(guest)
         wrong += [("free space of a BPF pack", address) for address in space.wrong]
-        size = (len(pages) + len(thunks)) * _PAGE + space.free
-        return _Look(len(pieces) + len(thunks), size, wrong, space.jitted)
+        size = (len(pages | set(slots)) + len(thunks)) * _PAGE + space.free
+        return _Look(len(pieces) + len(thunks), size, wrong, space.jitted, left_over)
+
+    def _without_leavings(
+        self, page: kprobes.SlotPage, content: bytes, mine: list[Generated], odd: list[int]
+    ) -> list[int]:
+        """Drop what probes that are gone have left in their slots, and behind shorter copies."""
+        image = self._replay.image
+        ends = {piece.start: _end(piece, content, page.start) for piece in mine}
+        kept = []
+        for at in odd:
+            slot = page.start + (at - page.start) // page.slot * page.slot
+            held = content[slot - page.start :][: page.slot]
+            lawful = (
+                at >= ends[slot]
+                if slot in ends
+                else generated.given_back(image, self._code, slot, held, detour=page.detours)
+            )
+            if not lawful:
+                kept.append(at)
+        return kept
 
     def _pieces(self, guest: GuestStructs) -> Iterator[Generated]:
         image, choices = self._replay.image, self._replay.choices
@@ -191,6 +215,13 @@ class GeneratedCode:
         return _PackSpace(free, jitted, wrong)
 
 
+def _end(piece: Generated, content: bytes, start: int) -> int:
+    """Return where a piece ends: in the form that stands there, else in its longest."""
+    at = piece.start - start
+    stands = [len(form) for form in piece.forms if content[at : at + len(form)] == form]
+    return piece.start + max(stands or [len(form) for form in piece.forms])
+
+
 def _touches(piece: Generated, page: int) -> bool:
     last = piece.start + max(len(form) for form in piece.forms) - 1
     return piece.start // _PAGE <= page <= last // _PAGE
@@ -200,7 +231,7 @@ def _owner(pieces: list[Generated], at: int) -> str:
     for piece in pieces:
         if piece.start <= at < piece.start + max(len(form) for form in piece.forms):
             return piece.what
-    return "space beside " + ", ".join(sorted({piece.what for piece in pieces}))
+    return "space beside " + (", ".join(sorted({piece.what for piece in pieces})) or "kprobes")
 
 
 def _finding(look: _Look, wrong: list[tuple[str, int]]) -> Finding:
@@ -210,6 +241,7 @@ def _finding(look: _Look, wrong: list[tuple[str, int]]) -> Finding:
         "bytes": size,
         "unexplained": len(wrong),
         "bpf_bytes_not_compared": jitted,
+        "left_over_in_slots": look.left_over,
     }
     if wrong:
         details["mismatches"] = [

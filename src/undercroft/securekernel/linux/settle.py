@@ -12,7 +12,9 @@ first only a question about a few *places*, and this is how each is answered:
 * What is wrong in two such looks is a mismatch.  Two, for a guest may be stopped between two
   bytes of one store.
 * What is moving has to come to rest: the guest goes on and is looked at again.  A place that
-  never does, in MOVING_S, is a mismatch too, or a lock held for ever would hide a change for ever.
+  does not, while nothing else that the kernel says it is changing changes for MOVING_S, is a
+  mismatch too, and so it is after MOVING_MAX_S: or a lock held for ever would hide a change for
+  ever.
 
 So code is called equal only if every place was seen at rest, as its variables said, at some
 moment of the look.
@@ -29,24 +31,28 @@ from typing import Protocol
 import numpy as np
 
 from undercroft.base import MemoryFault, Outcome
-from undercroft.reference.kernel.canvas import Canvas, Positions
+from undercroft.reference.kernel.canvas import Canvas, Mask, Positions
 from undercroft.reference.kernel.explain import Mismatch, Owner, describe, differences
 from undercroft.reference.kernel.guest import GuestValues
 from undercroft.reference.kernel.run_time import PAGE_SHIFT, RunTime, RunTimeState
+from undercroft.reference.kernel.text_poke import UnderWay
 from undercroft.securekernel.linux.region import Region
 
 RUNNING_LOOKS = 3
 """Looks at a running guest before it is held still for the first time."""
-MOVING_S = 20.0
-"""A site is moving for as long as its batch takes: 256 sites, each with three interrupts to all
-CPUs.  That is milliseconds; seconds where the CPUs are emulated on a busy machine."""
+MOVING_S, MOVING_MAX_S = 20.0, 120.0
+"""A batch is 256 sites, and three interrupts to all CPUs: that is milliseconds, and seconds where
+the CPUs are emulated on a busy machine.  A site may wait for many of them: a static key that is
+switched waits for text_mutex until a tracer has all of its 40,000 sites."""
+PAUSE_EVERY_S = 0.5
+"""How often the guest is held still for places that are known to be moving."""
 STILL_S = 1.0
 """A guest whose clock has not moved for so long stands still: nothing will come to rest."""
 PLACES = 32
 """Places that are looked at in one pause."""
 MANY, MANY_LOOKS = 4 * PLACES, 12
 """As long as there are many places, the guest is not held still for them until MANY_LOOKS."""
-WAITS_S = (0.002, 0.002, 0.005, 0.01, 0.02, 0.05)
+WAITS_S = (0.002, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 _SITE = 6
 _STRIKES = 2
 
@@ -130,23 +136,28 @@ class _Gone(Exception):  # noqa: N818 - an answer on its way out, not an error
 
 @dataclass(slots=True)
 class _Places:
-    """Byte positions in question, as groups of neighbours: [start, stop) each, ascending."""
+    """Byte positions in question, as groups of neighbours: [start, stop) each.
+
+    ``strikes`` counts the pauses in which a place was wrong; ``known`` tells of which the last
+    pause showed that they are moving.
+    """
 
     start: Positions
     stop: Positions
     strikes: Positions
+    known: Mask
 
     def __len__(self) -> int:
         return len(self.start)
 
-    def has(self, positions: Positions) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def has(self, positions: Positions) -> Mask:
         """Tell which places hold one of ``positions`` (ascending)."""
         first, last = (np.searchsorted(positions, edge) for edge in (self.start, self.stop))
-        found: np.ndarray[tuple[int], np.dtype[np.bool_]] = last > first
+        found: Mask = last > first
         return found
 
-    def only(self, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> _Places:
-        return _Places(self.start[mask], self.stop[mask], self.strikes[mask])
+    def only(self, mask: Mask) -> _Places:
+        return _Places(self.start[mask], self.stop[mask], self.strikes[mask], self.known[mask])
 
     def bytes(self) -> Positions:
         """Return every position in the places, ascending."""
@@ -157,12 +168,38 @@ class _Places:
 
 def _places(positions: Positions) -> _Places:
     """Group positions (ascending); a place reaches as far as a site that touches it may."""
-    if not len(positions):
-        return _Places(positions, positions, positions)
     edges = np.flatnonzero(np.diff(positions) > 2 * _SITE)
     first = np.concatenate((positions[:1], positions[edges + 1]))
     last = np.concatenate((positions[edges], positions[-1:]))
-    return _Places(first - _SITE + 1, last + _SITE, np.zeros(len(first), dtype=np.int64))
+    strikes = np.zeros(len(first), dtype=np.int64)
+    return _Places(first - _SITE + 1, last + _SITE, strikes, strikes > 0)
+
+
+class _Patience:
+    """How long moving places are waited for."""
+
+    def __init__(self, how: Settler) -> None:
+        self._how = how
+        self._begun = self._changed = how.now()
+        self._clock = how.clock()
+        self._under_way: UnderWay | None = None
+
+    def look(self, under_way: UnderWay) -> None:
+        """Note what the kernel says that it is changing: if that changes, it goes on."""
+        if under_way != self._under_way:
+            self._under_way = under_way
+            self._changed = self._how.now()
+
+    @property
+    def still(self) -> bool:
+        """Whether the guest's clock has not moved for STILL_S."""
+        return self._how.now() - self._begun > STILL_S and self._how.clock() == self._clock
+
+    @property
+    def over(self) -> bool:
+        """Whether to wait no longer."""
+        now = self._how.now()
+        return self.still or now - self._changed > MOVING_S or now - self._begun > MOVING_MAX_S
 
 
 @dataclass(slots=True)
@@ -175,23 +212,26 @@ class _Settling:
     wrong: Positions = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def run(self) -> Settled:
-        begun, clock = self.how.now(), self.how.clock()
         open_ = self._first()
+        patience = _Patience(self.how)
+        held = -PAUSE_EVERY_S
         attempt = 1
         while len(open_):
             self.how.sleep(WAITS_S[min(attempt, len(WAITS_S)) - 1])
-            waited = self.how.now() - begun
-            still = waited > STILL_S and self.how.clock() == clock
-            if attempt < RUNNING_LOOKS or (len(open_) > MANY and attempt < MANY_LOOKS):
+            many = len(open_) > MANY and attempt < MANY_LOOKS
+            waiting = np.all(open_.known) and self.how.now() - held < PAUSE_EVERY_S
+            if attempt < RUNNING_LOOKS or many or waiting:
                 open_ = self._running_look(open_)
-                begun, clock = self.how.now(), self.how.clock()
             else:
                 open_ = self._still_look(open_)
-                if len(self.wrong):
-                    return Settled(self.live, self.wrong, open_.bytes()[:0])
-                if len(open_) and (still or waited > MOVING_S):
-                    stuck = np.intersect1d(self._restless(), open_.bytes())
-                    return Settled(self.live, self.wrong, stuck, still)
+                held = self.how.now()
+            if len(self.wrong):
+                return Settled(self.live, self.wrong, self.wrong[:0])
+            if self.code.state is not None:
+                patience.look(self.code.state.under_way)
+            if len(open_) and patience.over:
+                stuck = np.intersect1d(self._restless(), open_.bytes())
+                return Settled(self.live, self.wrong, stuck, patience.still)
             attempt += 1
         if attempt > 1:  # the places are answered; take the rest as it is now
             self._first()
@@ -230,8 +270,9 @@ class _Settling:
 
     def _running_look(self, open_: _Places) -> _Places:
         try:
-            self.live = self.region.copy()
-            narrowed = self.code.run_time.near(open_.bytes())
+            positions = open_.bytes()
+            self.region.copy_pages(self.live, np.unique(positions >> PAGE_SHIFT))
+            narrowed = self.code.run_time.near(positions)
             self.code.follow(self.how.values(), self.live, narrowed)
         except MemoryFault:
             return open_
@@ -251,11 +292,12 @@ class _Settling:
         moving = mine.has(self.code.state.moving)
         differing = differences(self.code.canvas, self.live)
         # A painted mixture is not among the differences: it is moving all the same.
-        covered = _places(self.code.state.moving).bytes()
+        covered = np.add.outer(self.code.state.moving, np.arange(_SITE)).ravel()
         wrong = mine.has(np.setdiff1d(differing, covered))
         mine.strikes[wrong] += 1
         final = mine.only(wrong & (mine.strikes >= _STRIKES))
         self.wrong = np.intersect1d(differing, final.bytes())
+        mine.known[:] = moving & ~wrong
         # What is wrong is asked again at once; what moves, when the others have had their turn.
         return _joined(mine.only(wrong), others, mine.only(moving & ~wrong))
 
@@ -265,4 +307,5 @@ def _joined(*parts: _Places) -> _Places:
         np.concatenate([part.start for part in parts]),
         np.concatenate([part.stop for part in parts]),
         np.concatenate([part.strikes for part in parts]),
+        np.concatenate([part.known for part in parts]),
     )

@@ -57,7 +57,7 @@ class KernelTextProof:
         self.settled = 0
         """How often a difference turned out to be the kernel patching itself."""
         self._paused = paused
-        self._settler = Settler(self._values, paused, self._clock)
+        self.settler = Settler(self._values, paused, self._clock)
         self._at_rest = False
         self._owner = kernel_owner(image)
         self._text: Region | None = None
@@ -112,7 +112,7 @@ class KernelTextProof:
         self.replay = result
         self._take(result)
         if library is not None:
-            self.modules = ModuleProofs(result, library, self._region, self._values, self._settler)
+            self.modules = ModuleProofs(result, library, self._region, self._values, self.settler)
 
     def _boots(self) -> bool:
         """Tell whether the kernel says that it is not up yet.  Then nothing is proved: UNKNOWN."""
@@ -181,7 +181,7 @@ class KernelTextProof:
         """Follow the guest's state until the text is explained, or it is clear that it is not."""
         assert self.replay is not None
         assert self._text is not None
-        result = self._settler.settle(self.replay, self._text)
+        result = self.settler.settle(self.replay, self._text)
         assert result is not None
         self._take(self.replay)
         if result.clean:

@@ -103,7 +103,7 @@ def test_a_kernel_whose_ftrace_is_built_otherwise(image: KernelImage) -> None:
     assert generated.ftrace_trampoline(other, canvas_of(other), OPS, PLAIN) is None
 
 
-PROBE = Probe(0xFFFF888000002000, SITE, 0x8B, 0, (), SLOT, DETOUR, b"")
+PROBE = Probe(0xFFFF888000002000, SITE, 0x8B, 0, (), SLOT, DETOUR, b"", DETOUR)
 
 
 def test_a_kprobe_slot(image: KernelImage) -> None:
@@ -146,7 +146,7 @@ def test_an_optimised_detour(image: KernelImage) -> None:
     )
     assert plain == expected
     assert smap == expected[:1] + bytes.fromhex("0f01ca") + expected[4:]
-    assert generated.probe_detour(image, replace(PROBE, detour=None), canvas_of(image)) is None
+    assert generated.probe_detour(image, replace(PROBE, buffer=None), canvas_of(image)) is None
 
 
 def test_what_no_piece_explains() -> None:

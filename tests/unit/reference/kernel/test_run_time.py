@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from undercroft.base import MemoryFault
 from undercroft.formats.kernel import load_kernel
+from undercroft.reference.kernel import text_poke
 from undercroft.reference.kernel.canvas import Canvas
 from undercroft.reference.kernel.explain import Mismatch, find_mismatches, kernel_owner
 from undercroft.reference.kernel.guest import GuestValues
@@ -23,7 +25,7 @@ STRUCTS = {
     "dyn_ftrace": (16, {"ip": 0, "flags": 8}),
     "ftrace_page": (24, {"next": 0, "records": 8, "index": 16}),
     "ftrace_ops": (
-        48,
+        64,
         {
             "func": 0,
             "next": 8,
@@ -31,6 +33,7 @@ STRUCTS = {
             "func_hash": 24,
             "trampoline": 32,
             "trampoline_size": 40,
+            "old_hash": 48,
         },
     ),
     "ftrace_ops_hash": (16, {"notrace_hash": 0, "filter_hash": 8}),
@@ -52,6 +55,13 @@ STRUCTS = {
     "optimized_kprobe": (128, {"optinsn.copied_insn": 96, "optinsn.insn": 104}),
     "bp_patching_desc": (16, {"vec": 0, "nr_entries": 8, "refs": 12}),
     "text_poke_loc": (16, {"rel_addr": 0}),
+    "mutex": (32, {"owner": 0}),
+}
+LOCKS = {
+    "jump_label_mutex": HEAP + 0x400,
+    "static_call_mutex": HEAP + 0x420,
+    "ftrace_lock": HEAP + 0x440,
+    "text_mutex": HEAP + 0x460,
 }
 
 
@@ -71,6 +81,8 @@ class Guest:
             ("ftrace_list_end", HEAP + 0x40),
             ("tp_vec", HEAP + 0x80),
             ("kprobe_table", HEAP + 0x200),
+            ("removed_ops", HEAP + 0x480),
+            *LOCKS.items(),
         ):
             tiny.symbols[name] = (at, "D")
         for name, at in (
@@ -118,11 +130,27 @@ class Guest:
             link = entry
         return table
 
-    def ops(self, trampoline: int, filtered: int, *, notrace: int = 0) -> None:
-        """Register one ftrace_ops."""
-        ops, hashes = self.new(48), self.new(16)
-        self.point(HEAP + 8, ops)
+    def lock(self, name: str) -> None:
+        """Have a task hold a lock, with somebody waiting for it (MUTEX_FLAG_WAITERS)."""
+        self.put(LOCKS[name], 0xFFFF888000001001)
+
+    def ops(
+        self,
+        trampoline: int,
+        filtered: int,
+        *,
+        notrace: int = 0,
+        head: int = HEAP + 8,
+        flags: int = 0,
+        old: int = 0,
+    ) -> None:
+        """Register one ftrace_ops, or put it elsewhere with ``head``."""
+        ops, hashes = self.new(64), self.new(16)
+        self.point(head, ops)
         self.point(ops, t.VICTIM)
+        self.put(ops + 16, flags)
+        if old:
+            self.point(ops + 48 + 8, old)
         self.point(ops + 8, HEAP + 0x40)
         self.point(ops + 24, hashes)
         self.point(ops + 32, trampoline)
@@ -388,3 +416,186 @@ def test_a_static_call_out_of_the_kernel_is_notable(guest: Guest) -> None:
     assert mismatches == []
     assert (found.kind, found.foreign) == ("static-call.foreign", (linux.at(elsewhere),))
     assert found.as_json()["foreign"] == [f"{linux.at(elsewhere):#x}"]
+
+
+def moving(guest: Guest) -> list[int]:
+    """Return the sites that are taken for moving; what else differs is a mismatch."""
+    state = guest.replayed()[0].state
+    assert state is not None
+    return [int(site) for site in state.moving]
+
+
+SWITCHED_ON = 0xFFFFFFFF
+"""-1: static_key_slow_inc() is in progress."""
+
+
+def test_a_static_key_that_is_being_switched_on(guest: Guest) -> None:
+    """jump_label_update() takes -1 for on; its sites follow one batch after the other."""
+    guest.put(t.KEY, SWITCHED_ON, 4)
+    assert (moving(guest), guest.replayed()[1]) == ([], [])  # its turn has come
+    guest.linux.patched[t.LABEL] = t.NOP5
+    assert moving(guest) == [t.LABEL]
+    guest.linux.patched[t.LABEL] = rel32("e9", t.LABEL, t.VICTIM)
+    assert moving(guest) == []
+
+
+def test_the_same_with_the_key_on(guest: Guest) -> None:
+    guest.linux.patched[t.LABEL] = t.NOP5
+    assert moving(guest) == []
+    assert guest.replayed()[1] != []
+
+
+def test_a_static_key_that_was_just_switched_off(guest: Guest) -> None:
+    """static_key_disable(): the key first, then its sites, under jump_label_mutex."""
+    guest.put(t.KEY, 0, 4)
+    guest.lock("jump_label_mutex")
+    assert moving(guest) == [t.LABEL]
+    guest.linux.patched[t.LABEL] = rel32("e9", t.LABEL, t.VICTIM)
+    assert moving(guest) == []
+
+
+@pytest.mark.parametrize("lock", [None, "static_call_mutex", "ftrace_lock", "text_mutex"])
+def test_the_same_under_no_lock_or_another(guest: Guest, lock: str | None) -> None:
+    guest.put(t.KEY, 0, 4)
+    if lock:
+        guest.lock(lock)
+    assert moving(guest) == []
+    assert guest.replayed()[1] != []
+
+
+def test_a_static_call_that_is_being_updated(guest: Guest) -> None:
+    """__static_call_update(): the key, then the trampoline, then site by site."""
+    guest.point(t.SCK, t.KVM)
+    assert moving(guest) == []
+    guest.lock("static_call_mutex")
+    assert moving(guest) == [t.STATIC_CALL, t.STATIC_TAIL, t.TRAMPOLINE]
+    guest.linux.patched[t.TRAMPOLINE] = rel32("e9", t.TRAMPOLINE, t.KVM)
+    guest.linux.patched[t.STATIC_CALL] = rel32("e8", t.STATIC_CALL, t.KVM + 1)
+    assert moving(guest) == [t.STATIC_TAIL]
+
+
+def test_a_hook_before_its_record_follows(guest: Guest) -> None:
+    guest.record(t.TRACED, 0)
+    guest.linux.patched[t.TRACED] = rel32("e8", t.TRACED, CALLER)
+    assert moving(guest) == []
+    guest.lock("ftrace_lock")
+    assert moving(guest) == []  # its record says that nobody traces it
+    guest.record(t.TRACED, ENABLED | REGS)
+    assert moving(guest) == [t.TRACED]
+    guest.linux.patched[t.TRACED] = rel32("e8", t.TRACED, t.VICTIM)
+    assert moving(guest) == []
+
+
+def test_the_caller_before_it_calls_the_new_tracer(guest: Guest) -> None:
+    """__register_ftrace_function() sets the variable, ftrace_update_ftrace_func() the calls."""
+    guest.point(t.TRACE_FUNCTION, t.VICTIM)
+    assert moving(guest) == []
+    guest.lock("ftrace_lock")
+    assert moving(guest) == [t.FTRACE_CALL, t.FTRACE_REGS_CALL]
+
+
+REMOVING, MODIFYING = 1 << 9, 1 << 10
+
+
+def test_an_ops_that_is_being_taken_away(guest: Guest) -> None:
+    """ftrace_shutdown(): it has left the list, its sites are still to be silenced."""
+    guest.record(t.TRACED, ENABLED | TRAMP)
+    mine = guest.hash((t.TRACED, 0))
+    guest.ops(0x10_0000, guest.hash((t.VICTIM, 0)), head=HEAP + 0x480, flags=REMOVING, old=mine)
+    guest.linux.patched[t.TRACED] = rel32("e8", t.TRACED, 0x10_0000)
+    assert guest.replayed()[1] == []
+    guest.put(HEAP + 0x480, 0)
+    assert guest.replayed()[1] != []
+
+
+@pytest.mark.parametrize(("flags", "explained"), [(MODIFYING, True), (0, False)])
+def test_an_ops_whose_filter_is_being_changed(guest: Guest, flags: int, explained: bool) -> None:
+    guest.record(t.TRACED, ENABLED | TRAMP)
+    mine = guest.hash((t.TRACED, 0))
+    guest.ops(0x10_0000, guest.hash((t.VICTIM, 0)), flags=flags, old=mine)
+    guest.linux.patched[t.TRACED] = rel32("e8", t.TRACED, 0x10_0000)
+    assert (guest.replayed()[1] == []) is explained
+
+
+def optimised(guest: Guest, flags: int = 4) -> bytes:
+    """Set an optimised probe on VICTIM; return the jump to its detour."""
+    probe = guest.probe(t.VICTIM, 0x55, flags, handler=0x1A0)
+    guest.point(probe + 104, 0x10_0000)
+    guest.put(probe + 96, int.from_bytes(t.TINY_VICTIM[1:5], "little"), 4)
+    return rel32("e9", t.VICTIM, 0x10_0000)
+
+
+def test_an_optimised_probe(guest: Guest) -> None:
+    guest.linux.patched[t.VICTIM] = optimised(guest)
+    assert guest.replayed()[1] == []
+    guest.linux.patched[t.VICTIM] = rel32("e9", t.VICTIM, 0x10_0010)
+    assert guest.replayed()[1] != []
+
+
+def test_an_optimised_probe_on_its_way_back(guest: Guest) -> None:
+    """arch_unoptimize_kprobe(): INT3 over the jump, which nobody announces."""
+    guest.linux.patched[t.VICTIM] = b"\xcc" + optimised(guest)[1:]
+    assert moving(guest) == []
+    guest.lock("text_mutex")
+    assert moving(guest) == [t.VICTIM]
+    guest.linux.patched[t.VICTIM] = b"\xcc" + rel32("e9", t.VICTIM, 0x10_0010)[1:]
+    assert moving(guest) == []
+
+
+def test_a_disabled_probe_that_the_optimiser_has_not_come_to(guest: Guest) -> None:
+    guest.linux.patched[t.VICTIM] = optimised(guest, flags=4 | 2)
+    assert guest.replayed()[1] == []
+
+
+def test_a_disabled_probe_whose_breakpoint_goes_last(guest: Guest) -> None:
+    """do_unoptimize_kprobes(): back to INT3, no longer optimised, disarmed after that."""
+    guest.probe(t.VICTIM, 0x55, 2)
+    guest.linux.patched[t.VICTIM] = b"\xcc"
+    assert moving(guest) == []
+    guest.lock("text_mutex")
+    assert moving(guest) == [t.VICTIM]
+
+
+def test_lock_prefixes_on_their_way(guest: Guest) -> None:
+    result = guest.replayed()[0]
+    canvas = Canvas(0, bytearray(result.canvas.data))
+    live = Canvas(0, bytearray(canvas.data))
+    live.data[t.LOCK] = 0x3E
+    site = np.array([t.LOCK])
+    movable = text_poke.Movable(
+        labels=result.run_time.labels,
+        changing=np.zeros(len(result.run_time.labels.size), dtype=np.bool_),
+        calls=result.run_time.calls,
+        traced=site[:0],
+        locks=site,
+        hooks=frozenset(),
+        hook_calls=site[:0],
+    )
+    nothing = text_poke.UnderWay(frozenset(), frozenset())
+    held = text_poke.UnderWay(frozenset(), frozenset((Rule.SMP_LOCK,)))
+    image = guest.linux.image
+    assert text_poke.moving(image, nothing, movable, canvas, live) == []
+    assert text_poke.moving(image, held, movable, canvas, live) == [t.LOCK]
+    live.data[t.LOCK] = 0x90
+    assert text_poke.moving(image, held, movable, canvas, live) == []
+
+
+def test_records_that_have_moved_are_read_again(guest: Guest) -> None:
+    """A look at a few sites finds the record where it was; else it reads all of them."""
+    guest.record(t.TRACED, ENABLED)
+    guest.linux.patched[t.TRACED] = rel32("e8", t.TRACED, CALLER)
+    result, mismatches, _ = guest.replayed()
+    assert mismatches == []
+    records, page = guest.linux.variables[HEAP][0], guest.linux.variables[HEAP][0]
+    old = guest.linux.variables[page - guest.linux.base + 8][0] - guest.linux.base
+    guest.put(old, 0)  # given back
+    guest.record(t.TRACED, ENABLED | REGS)
+    assert guest.linux.variables[HEAP][0] != records
+    guest.linux.patched[t.TRACED] = rel32("e8", t.TRACED, REGS_CALLER)
+    memory = guest.linux.memory()
+    values = GuestValues(
+        lambda address, size: memory[address - guest.linux.base :][:size], guest.linux.base
+    )
+    live = Canvas(0, bytearray(memory[:TEXT_SIZE]))
+    result.follow(values, live, result.run_time.near(np.array([t.TRACED])))
+    assert result.canvas.get(t.TRACED, 5) == live.get(t.TRACED, 5)
