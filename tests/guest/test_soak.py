@@ -49,6 +49,9 @@ CHURN = {
     f"echo $v > {TRACING}/events/kprobes/$p/enable; done; sleep 0.3; done",
     "kprobes in the middle": f"for v in 1 0; do for p in first second; do "
     f"echo $v > {TRACING}/events/kprobes/$p/enable; done; sleep 0.7; done",
+    "kprobes come and go": f"echo p:third {PROBED}+$third >> {TRACING}/kprobe_events; for v in 1 0; "
+    f"do echo $v > {TRACING}/events/kprobes/third/enable; sleep 0.5; done; "
+    f"echo -:third >> {TRACING}/kprobe_events; sleep 0.2",
     "modules": " ".join(f"insmod /tmp/{name}.ko;" for name in MODULES)
     + " sleep 0.2; "
     + " ".join(f"rmmod {name};" for name in reversed(MODULES))
@@ -86,13 +89,13 @@ def put_file(guest: Guest, path: str, data: bytes) -> None:
 
 
 def inside(image: KernelImage, function: str) -> list[int]:
-    """Return the offsets of two instructions in a function, for probes that are not at its start.
+    """Return the offsets of three instructions in a function, for probes that are not at its start.
 
     The compiled code has as many bytes as the patched one at every place.
     """
     start = at = image.offset(function)
     found: list[int] = []
-    while len(found) < 2:
+    while len(found) < 3:
         insn = decode(image.read(at, 15))
         assert insn is not None
         at += insn.length
@@ -105,7 +108,7 @@ def start_churn(guest: Guest, image: KernelImage, home: Path) -> None:
     for name, data in modules_from_package(home, guest.info.kernel_release).items():
         put_file(guest, f"/tmp/{name}.ko", data)
     guest.console(f"mount -t tracefs tracefs {TRACING} 2>/dev/null; true")
-    first, second = inside(image, PROBED)
+    first, second, third = inside(image, PROBED)
     for probe in (
         f"p:entry {PROBED}",
         "r:return vfs_read",
@@ -115,7 +118,7 @@ def start_churn(guest: Guest, image: KernelImage, home: Path) -> None:
         guest.console(f"echo '{probe}' >> {TRACING}/kprobe_events")
     assert guest.console(f"wc -l < {TRACING}/kprobe_events").strip() == "4"
     for number, command in enumerate(CHURN.values()):
-        loop = f"n=0; while :; do {command}; n=$((n+1)); echo $n > /tmp/{number}.rounds; done"
+        loop = f"third={third:#x}; n=0; while :; do {command}; n=$((n+1)); echo $n > /tmp/{number}.rounds; done"
         guest.console(f"printf '%s\\n' {quoted(loop)} > /tmp/{number}.sh")
         guest.console(f"sh /tmp/{number}.sh >/dev/null 2>&1 &")
 
