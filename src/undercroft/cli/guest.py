@@ -20,16 +20,51 @@ from undercroft import wiring
 from undercroft.base import EnvironmentFault, JsonValue
 from undercroft.guests.accel import Accel
 from undercroft.guests.build import build_micro
+from undercroft.guests.chain import Chain
+from undercroft.guests.debian.build import build_debian
 from undercroft.guests.manifest import GuestBuild
 from undercroft.guests.run import Guest, RunOptions, guests, start
 from undercroft.packages import Archive, Refresh
+from undercroft.packages.apt import PrivateApt
 
 app = typer.Typer(
     help="Build, run, list and stop guests.", no_args_is_help=True, rich_markup_mode=None
 )
 
+MIN_MEMORY_MB = 256
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Name = Annotated[str, typer.Option("--name", help="The guest's name.")]
+
+
+class Kind(enum.StrEnum):
+    """The guests that we build."""
+
+    MICRO = "micro"
+    DEBIAN = "debian"
+
+
+class ChainOption(enum.StrEnum):
+    """How a Debian guest boots."""
+
+    GRUB = "grub"
+    UKI = "uki"
+    LEGACY = "legacy"
+
+
+_KindArgument = Annotated[
+    Kind,
+    typer.Argument(
+        metavar="[micro|debian]",
+        help="micro: kernel and busybox, up in seconds. debian: a disk with a boot loader.",
+    ),
+]
+_ChainOption = Annotated[
+    ChainOption,
+    typer.Option(
+        help="How a Debian guest boots: shim and GRUB or a unified kernel image, both under "
+        "Secure Boot, or SeaBIOS and GRUB."
+    ),
+]
 
 
 class AccelOption(enum.StrEnum):
@@ -83,6 +118,23 @@ def build(*, refresh: Refresh, with_adversaries: bool, show: _Progress) -> Guest
     return build_micro(archive, home, adversaries=sources, say=show.say)
 
 
+def build_kind(
+    kind: Kind, chain: ChainOption, *, refresh: Refresh, with_adversaries: bool, show: _Progress
+) -> GuestBuild:
+    """Build a guest, or return the one that is there if nothing changed."""
+    if kind is Kind.MICRO:
+        return build(refresh=refresh, with_adversaries=with_adversaries, show=show)
+    home = wiring.home()
+    apt = PrivateApt(home / "apt")
+    now = dt.datetime.now(dt.UTC)
+    archive = Archive(home / "apt", now=now, refresh=refresh, apt=apt, say=show.say)
+    _ = archive.indexes  # writes apt's sources, which the guest gets as well
+    return build_debian(
+        archive, home, codename=apt.codename, sources=apt.sources(), chain=Chain(chain.value),
+        say=show.say,
+    )  # fmt: skip
+
+
 def _print_json(value: JsonValue) -> None:
     sys.stdout.write(json.dumps(value, indent=1) + "\n")
 
@@ -95,6 +147,8 @@ def _build_json(built: GuestBuild) -> JsonValue:
         "kernel_sha256": built.kernel.sha256,
         "initrd_sha256": built.initrd.sha256,
         "firmware_sha256": built.firmware_code.sha256,
+        "chain": built.chain.value,
+        "disk_sha256": built.disk.sha256 if built.disk else None,
         "command_line": built.command_line,
         "packages": [
             {
@@ -113,6 +167,8 @@ def _build_json(built: GuestBuild) -> JsonValue:
 
 @app.command("build")
 def build_command(
+    kind: _KindArgument = Kind.MICRO,
+    chain: _ChainOption = ChainOption.GRUB,
     refresh: Annotated[
         Refresh, typer.Option(help="When to ask the package mirror for new lists.")
     ] = Refresh.AUTO,
@@ -121,9 +177,13 @@ def build_command(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Build the micro guest from packages whose signature chain is verified."""
-    with progress("building the micro guest") as show:
-        built = build(refresh=refresh, with_adversaries=adversaries, show=show)
+    """Build a guest from packages whose signature chain is verified.
+
+    A Debian guest needs mmdebstrap, mtools, dosfstools and e2fsprogs, and about a minute; as root,
+    or with user namespaces and fakeroot.
+    """
+    with progress(f"building the {kind.value} guest") as show:
+        built = build_kind(kind, chain, refresh=refresh, with_adversaries=adversaries, show=show)
     if as_json:
         _print_json(_build_json(built))
         return
@@ -139,6 +199,8 @@ def build_command(
     console.print(table)
     console.print(f"kernel  sha256:{built.kernel.sha256}", highlight=False)
     console.print(f"initrd  sha256:{built.initrd.sha256}", highlight=False)
+    if built.disk:
+        console.print(f"disk    sha256:{built.disk.sha256}", highlight=False)
     console.print(f"in {built.kernel.path.parent}", highlight=False, soft_wrap=True)
 
 
@@ -168,25 +230,39 @@ def _wait_ready(guest: Guest, timeout: float) -> float:
 
 @app.command("run")
 def run_command(
-    name: Name = "micro",
+    kind: _KindArgument = Kind.MICRO,
+    chain: _ChainOption = ChainOption.GRUB,
+    name: Annotated[str, typer.Option("--name", help="The guest's name; empty: its kind.")] = "",
     accel: Annotated[
         AccelOption, typer.Option(help="auto takes KVM if a Linux guest really runs under it.")
     ] = AccelOption.AUTO,
     cpu: Annotated[str, typer.Option(help="QEMU CPU model and flags; empty: the best.")] = "",
     cpus: Annotated[int, typer.Option(min=1, max=64, help="Virtual CPUs.")] = 2,
-    memory: Annotated[int, typer.Option(min=256, max=1 << 20, help="Memory in MiB.")] = 512,
+    memory: Annotated[
+        int, typer.Option(max=1 << 20, help="Memory in MiB; 0: 512, for Debian 1024.")
+    ] = 0,
     append: Annotated[str, typer.Option(help="More kernel command line.")] = "",
     wait: Annotated[bool, typer.Option(help="Wait until the guest is up.")] = True,
-    timeout: Annotated[float, typer.Option(min=1, help="How long to wait, in seconds.")] = 90,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="How long to wait, in seconds; 0: 90, for Debian 600.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Start the micro guest (built first if need be) with a vTPM and IMA; it keeps running."""
+    """Start a guest (built first if need be) with a vTPM and IMA; it keeps running."""
+    debian = kind is Kind.DEBIAN
+    name = name or kind.value
+    memory = memory or (1024 if debian else 512)
+    if memory < MIN_MEMORY_MB:
+        raise typer.BadParameter(f"a guest needs at least {MIN_MEMORY_MB} MiB of memory")
+    if append and debian:
+        raise typer.BadParameter("a Debian guest's command line is in its own boot loader")
+    timeout = timeout or (600 if debian else 90)
     options = RunOptions(
         accel=accel.choice(), cpu=cpu or None, cpus=cpus, memory_mb=memory,
         extra_command_line=append,
     )  # fmt: skip
     with progress(f"starting {name}") as show:
-        built = build(refresh=Refresh.AUTO, with_adversaries=True, show=show)
+        built = build_kind(kind, chain, refresh=Refresh.AUTO, with_adversaries=True, show=show)
         now = dt.datetime.now(dt.UTC)
         guest = start(built, wiring.home(), name, options, now=now, say=show.say)
         seconds = _wait_ready(guest, timeout) if wait else None

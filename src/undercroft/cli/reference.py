@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from undercroft import wiring
 from undercroft.base import EnvironmentFault, FormatError
+from undercroft.cli import predict
 from undercroft.cli.guest import progress
 from undercroft.cli.isf import write_symbol_file
 from undercroft.formats.kernel.profile import parse_profile
@@ -28,6 +29,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 MAX_PACKAGE = 1 << 30
+
+
+predict.register(app)
 
 
 @app.callback()

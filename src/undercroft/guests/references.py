@@ -10,7 +10,12 @@ from undercroft.guests.chain import Chain
 from undercroft.guests.debian.predict import predict_debian
 from undercroft.guests.firmware import FirmwareRun
 from undercroft.guests.manifest import GuestBuild
-from undercroft.reference.boot import DirectBoot, boot_references, predict_direct_boot
+from undercroft.reference.boot import (
+    DirectBoot,
+    PredictedEvent,
+    boot_references,
+    predict_direct_boot,
+)
 from undercroft.reference.model import (
     Grade,
     KernelReference,
@@ -78,6 +83,17 @@ def _kernel(build: GuestBuild) -> KernelReference:
 def _boot(
     build: GuestBuild, firmware: FirmwareRun, command_line: str, memory_mb: int
 ) -> ReferenceSet:
+    events = predict_boot(build, firmware, command_line=command_line, memory_mb=memory_mb)
+    return boot_references(build.name, events)
+
+
+def predict_boot(
+    build: GuestBuild, firmware: FirmwareRun, *, command_line: str, memory_mb: int
+) -> tuple[PredictedEvent, ...]:
+    """Return every measurement of ``build``'s boot on a machine of this shape.
+
+    Raises FormatError for what cannot be predicted.
+    """
     package = build.firmware_code.provenance
     pei = replace(
         package,
@@ -85,7 +101,7 @@ def _boot(
         note=f"packaged PEI volume with {firmware.differing} bytes filled in at run time",
     )
     if build.chain is Chain.GRUB:
-        return boot_references(build.name, predict_debian(build, firmware, package, pei))
+        return predict_debian(build, firmware, package, pei)
     boot = DirectBoot(
         kernel=build.kernel.path.read_bytes(),
         initrd=build.initrd.path.read_bytes(),
@@ -99,4 +115,4 @@ def _boot(
         firmware_provenance=package,
         pei_provenance=pei,
     )
-    return boot_references(build.name, predict_direct_boot(boot))
+    return predict_direct_boot(boot)

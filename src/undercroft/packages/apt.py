@@ -149,6 +149,10 @@ class PrivateApt:
         )
         (self.root / "apt.conf").write_text(configuration)
 
+    def sources(self) -> str:
+        """Return what is asked for packages, as text of a ``.sources`` file (deb822)."""
+        return (self.root / "etc" / "sources.list.d" / "copied.sources").read_text()
+
     def _run(self, *arguments: str, timeout: float, folder: Path | None = None) -> str:
         command = ["apt-get", "-c", str(self.root / "apt.conf"), "-q", *arguments]
         environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}

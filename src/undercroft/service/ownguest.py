@@ -15,8 +15,9 @@ from undercroft.guests.firmware import firmware_run
 from undercroft.guests.info import GuestInfo
 from undercroft.guests.launch import identity_references, manifest_references, vtpm_identity
 from undercroft.guests.manifest import GuestBuild, load_build
-from undercroft.guests.references import derive_references
+from undercroft.guests.references import derive_references, predict_boot
 from undercroft.guests.run import RunOptions
+from undercroft.reference.boot import PredictedEvent
 from undercroft.reference.model import ReferenceSet, merge
 from undercroft.securekernel.vtpm.client import VtpmClient
 from undercroft.service.authorities import read_authorities
@@ -53,7 +54,14 @@ def planned_references(
     build: GuestBuild, options: RunOptions, accel: Accel, home: Path
 ) -> ReferenceSet:
     """Return the reference values of a guest that has not been started yet."""
-    machine = _machine(
+    machine = _planned_machine(build, options, accel, home)
+    return merge(build.name, (_boot_references(build, machine, home), manifest_references(home)))
+
+
+def _planned_machine(
+    build: GuestBuild, options: RunOptions, accel: Accel, home: Path
+) -> qemu.MachineSpec:
+    return _machine(
         build,
         home,
         accel=accel,
@@ -62,7 +70,30 @@ def planned_references(
         memory_mb=options.memory_mb,
         command_line=f"{build.command_line} {options.extra_command_line}".strip(),
     )
-    return merge(build.name, (_boot_references(build, machine, home), manifest_references(home)))
+
+
+def predicted_events(info: GuestInfo, home: Path) -> tuple[PredictedEvent, ...]:
+    """Return what the boot of a guest of ours should have measured."""
+    build = load_build(info.build.parent)
+    return _predicted(build, _machine_of(info, build, home), home)
+
+
+def planned_events(
+    build: GuestBuild, options: RunOptions, accel: Accel, home: Path
+) -> tuple[PredictedEvent, ...]:
+    """Return what the boot of a guest that has not been started yet will measure."""
+    return _predicted(build, _planned_machine(build, options, accel, home), home)
+
+
+def _predicted(
+    build: GuestBuild, machine: qemu.MachineSpec, home: Path
+) -> tuple[PredictedEvent, ...]:
+    return predict_boot(
+        build,
+        firmware_run(replace(machine, name="firmware"), home),
+        command_line=machine.command_line,
+        memory_mb=machine.memory_mb,
+    )
 
 
 def _machine_of(info: GuestInfo, build: GuestBuild, home: Path) -> qemu.MachineSpec:

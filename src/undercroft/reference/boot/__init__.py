@@ -10,6 +10,7 @@ from undercroft.reference.boot.event import (
     boot_references,
     predicted_pcrs,
 )
+from undercroft.reference.boot.log import encode_prediction
 from undercroft.reference.boot.ovmf import Verifies
 from undercroft.reference.boot.qemu_loader import kernel_as_loaded
 from undercroft.reference.boot.secure import Firmware, GrubBoot, predict_grub_boot
@@ -22,6 +23,7 @@ __all__ = [
     "Verifies",
     "boot_aggregate",
     "boot_references",
+    "encode_prediction",
     "kernel_as_loaded",
     "predict_direct_boot",
     "predict_grub_boot",

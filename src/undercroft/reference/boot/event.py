@@ -40,6 +40,10 @@ class PredictedEvent:
     role: str = ""
     data: bytes = b""
 
+    def has(self, algorithm: HashAlgorithm) -> bool:
+        """Whether a digest is predicted for the bank."""
+        return any(digest.algorithm is algorithm for digest in self.digests)
+
     def digest(self, algorithm: HashAlgorithm) -> bytes:
         """Return the digest extended into the bank; raise KeyError if it is not predicted."""
         return {d.algorithm: d.value for d in self.digests}[algorithm]

@@ -28,6 +28,10 @@ ESP, ROOT = "hd0,gpt1", "hd0,gpt2"
 """GRUB's names of the first two partitions of the first disk."""
 
 
+_SHOWN = 240
+"""Characters of a command that a description shows; a menu entry's is its whole block."""
+
+
 @dataclass(frozen=True, slots=True)
 class Firmware:
     """The firmware as it runs and as it starts: ``pei`` and ``dxe`` are volumes as in RAM.
@@ -126,7 +130,8 @@ def _grub_event(boot: GrubBoot, one: GrubEvent) -> PredictedEvent:
         what = f"file read by GRUB: {one.text}"
         return event(9, IPL, what, source, one.measured, what, data=f"{one.text}\0".encode())
     prefix = "grub_cmd: " if one.kind == "command" else "kernel_cmdline: "
-    said = one.text if len(one.text) <= 200 else one.text[:200] + " ..."
+    said = " ".join(one.text.split())
+    said = said if len(said) <= _SHOWN else said[:_SHOWN] + " ..."
     what = f"GRUB command: {said}" if one.kind == "command" else f"kernel command line: {said}"
     role = "command line" if one.kind == "kernel_cmdline" else ""
     data = f"{prefix}{one.text}\0".encode()
