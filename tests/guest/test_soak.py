@@ -49,8 +49,8 @@ CHURN = {
     f"echo $v > {TRACING}/events/kprobes/$p/enable; done; sleep 0.3; done",
     "kprobes in the middle": f"for v in 1 0; do for p in first second; do "
     f"echo $v > {TRACING}/events/kprobes/$p/enable; done; sleep 0.7; done",
-    "kprobes come and go": f"echo p:third {PROBED}+$third >> {TRACING}/kprobe_events; for v in 1 0; "
-    f"do echo $v > {TRACING}/events/kprobes/third/enable; sleep 0.5; done; "
+    "kprobes come and go": f"echo p:third {PROBED}+$third >> {TRACING}/kprobe_events; "
+    f"for v in 1 0; do echo $v > {TRACING}/events/kprobes/third/enable; sleep 0.5; done; "
     f"echo -:third >> {TRACING}/kprobe_events; sleep 0.2",
     "modules": " ".join(f"insmod /tmp/{name}.ko;" for name in MODULES)
     + " sleep 0.2; "
@@ -118,7 +118,8 @@ def start_churn(guest: Guest, image: KernelImage, home: Path) -> None:
         guest.console(f"echo '{probe}' >> {TRACING}/kprobe_events")
     assert guest.console(f"wc -l < {TRACING}/kprobe_events").strip() == "4"
     for number, command in enumerate(CHURN.values()):
-        loop = f"third={third:#x}; n=0; while :; do {command}; n=$((n+1)); echo $n > /tmp/{number}.rounds; done"
+        count = f"n=$((n+1)); echo $n > /tmp/{number}.rounds"
+        loop = f"third={third:#x}; n=0; while :; do {command}; {count}; done"
         guest.console(f"printf '%s\\n' {quoted(loop)} > /tmp/{number}.sh")
         guest.console(f"sh /tmp/{number}.sh >/dev/null 2>&1 &")
 
