@@ -6,7 +6,6 @@
 
 from undercroft.policy.combine import all_of
 from undercroft.policy.model import (
-    Action,
     BootRules,
     FileRules,
     Policy,
@@ -17,17 +16,28 @@ from undercroft.policy.model import (
     SecureKernelRules,
 )
 from undercroft.policy.parse import encode_policy, parse_policy
+from undercroft.policy.rules import (
+    Action,
+    Expression,
+    RunningRules,
+    SecureBootMode,
+    UpdateRules,
+)
 
 __all__ = [
     "Action",
     "BootRules",
+    "Expression",
     "FileRules",
     "Policy",
     "QuoteRules",
     "ReferenceRules",
     "Requirement",
     "ResultRules",
+    "RunningRules",
+    "SecureBootMode",
     "SecureKernelRules",
+    "UpdateRules",
     "all_of",
     "encode_policy",
     "parse_policy",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from undercroft.policy.model import (
-    Action,
     BootRules,
     FileRules,
     Policy,
@@ -14,6 +13,14 @@ from undercroft.policy.model import (
     Requirement,
     ResultRules,
     SecureKernelRules,
+)
+from undercroft.policy.rules import (
+    Action,
+    Expression,
+    RunningRules,
+    SecureBootMode,
+    UpdateRules,
+    release_numbers,
 )
 
 _SEVERITY = {action: rank for rank, action in enumerate(Action)}
@@ -42,8 +49,60 @@ def _violation_actions(part: Policy, parts: tuple[Policy, ...]) -> Iterator[Acti
 def _unknown_actions(part: Policy, parts: tuple[Policy, ...]) -> Iterator[Action]:
     """Yield what a file or buffer that nobody knows may do under ``part``."""
     yield part.files.unknown
-    if not _alike(p.files.buffers for p in parts):
-        yield from (action for _, action in part.files.buffers if action)
+    for tables in ([p.files.buffers for p in parts], [p.files.unknown_at for p in parts]):
+        if not _alike(tables):
+            own = tables[parts.index(part)]
+            yield from (action for _, action in own if action)
+
+
+def _allowed(lists: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    """Return what every allow-list allows; None, no rule, allows everything."""
+    made = [one for one in lists if one is not None]
+    if not made:
+        return None
+    return tuple(pattern for pattern in made[0] if all(pattern in one for one in made))
+
+
+def _boot(parts: tuple[Policy, ...]) -> BootRules:
+    modes = {p.boot.secure_boot_mode for p in parts}
+    generations: dict[str, int] = {}
+    for component, generation in (row for p in parts for row in p.boot.sbat):
+        generations[component] = max(generation, generations.get(component, 0))
+    return BootRules(
+        tuple(sorted({index for p in parts for index in p.boot.pcrs})),
+        _strictest(p.boot.secure_boot for p in parts),
+        _severest(p.boot.unknown for p in parts),
+        next((mode for mode in reversed(SecureBootMode) if mode in modes), None),
+        _allowed(p.boot.authorities for p in parts),
+        tuple(generations.items()),
+    )
+
+
+def _updates(parts: tuple[Policy, ...]) -> UpdateRules:
+    rules = [p.updates for p in parts]
+    return UpdateRules(
+        min(rule.superseded_days for rule in rules),
+        _severest(rule.superseded for rule in rules),
+        min(rule.vulnerable_days for rule in rules),
+        _severest(rule.vulnerable for rule in rules),
+    )
+
+
+def _running(parts: tuple[Policy, ...]) -> RunningRules:
+    rules = [p.running for p in parts]
+    return RunningRules(
+        max((rule.kernel_minimum for rule in rules), key=release_numbers),
+        _allowed(rule.modules for rule in rules),
+        _allowed(rule.notable for rule in rules),
+        _allowed(rule.bpf for rule in rules),
+        _allowed(rule.devices for rule in rules),
+        _severest(rule.otherwise for rule in rules),
+    )
+
+
+def _rules(parts: tuple[Policy, ...]) -> tuple[Expression, ...]:
+    """Return the rules of all; ValueError where two different ones have one id."""
+    return tuple(dict.fromkeys(rule for p in parts for rule in p.rules))
 
 
 def all_of(policy_id: str, policies: Iterable[Policy]) -> Policy:
@@ -63,11 +122,7 @@ def all_of(policy_id: str, policies: Iterable[Policy]) -> Policy:
             tuple(dict.fromkeys(bank for p in parts for bank in p.quote.banks)),
             _severest(p.quote.weak for p in parts),
         ),
-        BootRules(
-            tuple(sorted({index for p in parts for index in p.boot.pcrs})),
-            _strictest(p.boot.secure_boot for p in parts),
-            _severest(p.boot.unknown for p in parts),
-        ),
+        _boot(parts),
         FileRules(
             _strictest(p.files.ima for p in parts),
             _severest(action for p in parts for action in _unknown_actions(p, parts)),
@@ -76,6 +131,9 @@ def all_of(policy_id: str, policies: Iterable[Policy]) -> Policy:
             first.files.buffers if _alike(p.files.buffers for p in parts) else (),
             tuple(x for x in first.files.exclude if all(x in p.files.exclude for p in parts)),
             tuple(k for k in first.files.keys if all(k in p.files.keys for p in parts)),
+            first.files.unknown_at if _alike(p.files.unknown_at for p in parts) else (),
+            tuple(x for x in first.files.elsewhere if all(x in p.files.elsewhere for p in parts)),
+            _severest(p.files.conffiles for p in parts),
         ),
         SecureKernelRules(
             tuple(dict.fromkeys(fact for p in parts for fact in p.secure_kernel.facts)),
@@ -88,4 +146,9 @@ def all_of(policy_id: str, policies: Iterable[Policy]) -> Policy:
         ResultRules(
             min(p.result.validity_s for p in parts), min(p.result.max_age_s for p in parts)
         ),
+        _updates(parts),
+        _running(parts),
+        _rules(parts),
+        max(p.serial for p in parts),
+        min((p.expires for p in parts if p.expires), default=0),
     )

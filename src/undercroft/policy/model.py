@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import msgspec
 
 from undercroft.base import PCR_COUNT, Grade, HashAlgorithm
 from undercroft.formats import cbor
+from undercroft.policy.rules import (
+    MAX_EXPRESSIONS,
+    Action,
+    Expression,
+    RunningRules,
+    SecureBootMode,
+    UpdateRules,
+)
 
 MAX_SECONDS = 366 * 24 * 3600
 """The longest time a policy may speak of: a year."""
-
-
-class Action(enum.Enum):
-    """What a deviation does to the verdict, mildest first."""
-
-    WARN = "warn"
-    """The machine is not affirmed; the result says warning."""
-    INSUFFICIENT = "insufficient"
-    """The machine is not affirmed; the result says that there is not enough to tell."""
-    CONTRAINDICATE = "contraindicate"
-    """The machine is called untrustworthy."""
 
 
 class Requirement(enum.Enum):
@@ -53,11 +52,24 @@ class BootRules:
 
     ``unknown`` is for a PCR or event that no reference value speaks of; one that differs from
     what is known always contraindicates.
+
+    Where they are given, ``secure_boot_mode`` is the least mode, ``authorities`` are shell
+    patterns for the names (subjects) of whatever verified an image, and ``sbat`` are the least
+    generations that SbatLevel demands, by component.
     """
 
     pcrs: tuple[int, ...]
     secure_boot: Requirement
     unknown: Action = Action.CONTRAINDICATE
+    secure_boot_mode: SecureBootMode | None = None
+    authorities: tuple[str, ...] | None = None
+    sbat: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_no_doubles("authority", self.authorities or ())
+        _check_no_doubles("component", tuple(name for name, _ in self.sbat))
+        if not all(name and generation > 0 for name, generation in self.sbat):
+            raise ValueError("SBAT generations are above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,10 @@ class FileRules:
 
     ``violations_at`` and ``buffers`` say by path, or by a kernel buffer's event name, what such
     an entry does instead; the first pattern that fits counts, and None states it and no more.
+    ``unknown_at`` says the same for files that no reference speaks of; ``elsewhere`` are paths
+    where any content is good that a reference knows at some other path (an initramfs is made of
+    copies).  ``conffiles`` is what another content does at a path that the package leaves to the
+    administrator.
     ``exclude`` are paths that are not judged at all.  ``keys`` are PEM certificates or public
     keys whose signature on a file is as good as a reference value, where there is none.
     A violation's path is the list's claim: what is mild at one path is mild everywhere.
@@ -81,12 +97,23 @@ class FileRules:
     buffers: tuple[tuple[str, Action | None], ...] = ()
     exclude: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
+    unknown_at: tuple[tuple[str, Action | None], ...] = ()
+    elsewhere: tuple[str, ...] = ()
+    conffiles: Action = Action.CONTRAINDICATE
 
     def __post_init__(self) -> None:
-        for what, table in (("violations-at", self.violations_at), ("buffers", self.buffers)):
+        tables = {
+            "violations-at": self.violations_at,
+            "buffers": self.buffers,
+            "unknown-at": self.unknown_at,
+        }
+        for what, table in tables.items():
             _check_no_doubles(f"pattern of {what}", tuple(pattern for pattern, _ in table))
-        if not all(pattern for pattern, _ in (*self.violations_at, *self.buffers)):
-            raise ValueError("an empty pattern fits nothing")
+            if not all(pattern for pattern, _ in table):
+                raise ValueError("an empty pattern fits nothing")
+        if any(pattern[0] != "/" for pattern in (*dict(self.unknown_at), *self.elsewhere)):
+            raise ValueError("a path begins with /")
+        _check_no_doubles("path of elsewhere", self.elsewhere)
         for pattern in self.exclude:
             # "/*" would leave nothing to judge.
             if len(pattern) < 2 or pattern[0] != "/" or pattern[1] in "*?[":
@@ -128,7 +155,11 @@ class ResultRules:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One policy.  :attr:`identifier` names it together with a digest of what it says."""
+    """One policy.  :attr:`identifier` names it together with a digest of what it says.
+
+    ``serial`` counts the issues of a signed policy, so that an older one is noticed.  After
+    ``expires`` (Unix s, 0 for never) nothing is affirmed by it.
+    """
 
     id: str
     quote: QuoteRules
@@ -137,10 +168,20 @@ class Policy:
     secure_kernel: SecureKernelRules
     reference: ReferenceRules
     result: ResultRules
+    updates: UpdateRules = field(default_factory=UpdateRules)
+    running: RunningRules = field(default_factory=RunningRules)
+    rules: tuple[Expression, ...] = ()
+    serial: int = 0
+    expires: int = 0
 
     def __post_init__(self) -> None:
         if not self.id:
             raise ValueError("a policy needs an id")
+        if self.serial < 0 or self.expires < 0:
+            raise ValueError("serial and expires count up from 0")
+        if len(self.rules) > MAX_EXPRESSIONS:
+            raise ValueError(f"more than {MAX_EXPRESSIONS} rules")
+        _check_no_doubles("rule", tuple(rule.id for rule in self.rules))
         for index in self.boot.pcrs:
             if not 0 <= index < PCR_COUNT:
                 raise ValueError(f"PCR {index} is not one of 0..{PCR_COUNT - 1}")
@@ -208,8 +249,30 @@ def _canonical(policy: Policy) -> bytes:
                 policy.reference.other.value,
             ],
             [policy.result.validity_s, policy.result.max_age_s],
+            *_canonical_more(policy),
         ]
     )
+
+
+def _canonical_more(policy: Policy) -> list[object]:
+    """Return what a policy says beyond the layers; nothing, as before there was such a thing."""
+    boot, files = policy.boot, policy.files
+    said: dict[str, object] = {
+        "secure-boot-mode": boot.secure_boot_mode,
+        "authorities": boot.authorities,
+        "sbat": sorted(boot.sbat),
+        "unknown-at": files.unknown_at,
+        "elsewhere": sorted(files.elsewhere),
+        "conffiles": None if files.conffiles is Action.CONTRAINDICATE else files.conffiles,
+        "updates": None if policy.updates == UpdateRules() else policy.updates,
+        "running": None if policy.running == RunningRules() else policy.running,
+        "rules": policy.rules,
+        "serial": policy.serial,
+        "expires": policy.expires,
+    }
+    # An empty list is a rule (nothing is allowed), an empty tuple of rules is none.
+    known = {k: v for k, v in said.items() if v or (k == "authorities" and v is not None)}
+    return [msgspec.to_builtins(known)] if known else []
 
 
 def _canonical_exceptions(files: FileRules) -> list[object]:

@@ -1,19 +1,25 @@
-"""Policies as TOML text.  Strict: every section is written out, and nothing else is.
+"""Policies as TOML text.  Strict: every layer is written out, and nothing unknown is.
 
 A policy that leaves a layer out would be read as "not required" by one person and as "default"
 by another, so leaving one out is refused.  Within a section, actions may be left out; they are
-then the strictest that the rule has.
+then the strictest that the rule has.  The sections ``updates``, ``running`` and ``rules`` demand
+more than the layers do, and may be left out whole.
+
+``extends = "default"`` starts from another policy: what a section says is said in place of what
+the other says there, field by field; rules are added.  What comes of it has to be whole.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import tomllib
+from collections.abc import Callable
 
 import msgspec
 
 from undercroft.base import FormatError, Grade, HashAlgorithm
 from undercroft.policy.model import (
-    Action,
     BootRules,
     FileRules,
     Policy,
@@ -23,8 +29,18 @@ from undercroft.policy.model import (
     ResultRules,
     SecureKernelRules,
 )
+from undercroft.policy.rules import (
+    Action,
+    Expression,
+    RunningRules,
+    SecureBootMode,
+    UpdateRules,
+    timestamp,
+)
 
 FORMAT = "undercroft.policy/1"
+MAX_CHAIN = 8
+"""How many policies may extend one another."""
 MAX_SIZE = 64 << 10
 """Characters of the longest policy we read."""
 
@@ -46,6 +62,9 @@ class _Boot(_Section, frozen=True):
     pcrs: list[int]
     secure_boot: Requirement
     unknown: Action = Action.CONTRAINDICATE
+    secure_boot_mode: SecureBootMode | None = None
+    authorities: list[str] | None = None
+    sbat: dict[str, int] = {}
 
 
 class _Files(_Section, frozen=True):
@@ -56,6 +75,9 @@ class _Files(_Section, frozen=True):
     buffers: dict[str, str] = {}
     exclude: list[str] = []
     keys: list[str] = []
+    unknown_at: dict[str, str] = {}
+    elsewhere: list[str] = []
+    conffiles: Action = Action.CONTRAINDICATE
 
 
 class _SecureKernel(_Section, frozen=True):
@@ -73,6 +95,31 @@ class _Result(_Section, frozen=True):
     max_age_s: int
 
 
+class _Updates(_Section, frozen=True):
+    superseded_days: int = 0
+    superseded: Action = Action.CONTRAINDICATE
+    vulnerable_days: int = 0
+    vulnerable: Action = Action.CONTRAINDICATE
+
+
+class _Running(_Section, frozen=True):
+    kernel_minimum: str = ""
+    modules: list[str] | None = None
+    notable: list[str] | None = None
+    bpf: list[str] | None = None
+    devices: list[str] | None = None
+    otherwise: Action = Action.CONTRAINDICATE
+
+
+class _Rule(_Section, frozen=True):
+    id: str
+    expect: str
+    when: str = ""
+    otherwise: Action = Action.CONTRAINDICATE
+    why: str = ""
+    suggest: str = ""
+
+
 class _Policy(_Section, frozen=True):
     format: str
     id: str
@@ -82,6 +129,11 @@ class _Policy(_Section, frozen=True):
     secure_kernel: _SecureKernel
     reference: _Reference
     result: _Result
+    updates: _Updates = _Updates()
+    running: _Running = _Running()
+    rules: list[_Rule] = []
+    serial: int = 0
+    expires: dt.datetime | None = None
 
 
 def _bank(name: str) -> HashAlgorithm:
@@ -99,10 +151,18 @@ def _exceptions(table: dict[str, str]) -> tuple[tuple[str, Action | None], ...]:
 
 
 def _policy(wire: _Policy) -> Policy:
+    boot, running = wire.boot, wire.running
     return Policy(
         wire.id,
         QuoteRules(tuple(map(_bank, wire.quote.banks)), wire.quote.weak),
-        BootRules(tuple(wire.boot.pcrs), wire.boot.secure_boot, wire.boot.unknown),
+        BootRules(
+            tuple(boot.pcrs),
+            boot.secure_boot,
+            boot.unknown,
+            boot.secure_boot_mode,
+            _some(boot.authorities),
+            tuple(boot.sbat.items()),
+        ),
         FileRules(
             wire.files.ima,
             wire.files.unknown,
@@ -111,11 +171,38 @@ def _policy(wire: _Policy) -> Policy:
             _exceptions(wire.files.buffers),
             tuple(wire.files.exclude),
             tuple(wire.files.keys),
+            _exceptions(wire.files.unknown_at),
+            tuple(wire.files.elsewhere),
+            wire.files.conffiles,
         ),
         SecureKernelRules(tuple(wire.secure_kernel.facts), wire.secure_kernel.unknown),
         ReferenceRules(tuple(wire.reference.affirm), wire.reference.other),
         ResultRules(wire.result.validity_s, wire.result.max_age_s),
+        UpdateRules(**msgspec.structs.asdict(wire.updates)),
+        RunningRules(
+            running.kernel_minimum,
+            _some(running.modules),
+            _some(running.notable),
+            _some(running.bpf),
+            _some(running.devices),
+            running.otherwise,
+        ),
+        tuple(Expression(**msgspec.structs.asdict(rule)) for rule in wire.rules),
+        wire.serial,
+        _seconds(wire.expires),
     )
+
+
+def _some(values: list[str] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _seconds(moment: dt.datetime | None) -> int:
+    if moment is None:
+        return 0
+    if moment.tzinfo is None:
+        raise ValueError("a time without its zone: write it as 2027-01-01T00:00:00Z")
+    return int(moment.timestamp())
 
 
 def _load(text: str) -> dict[str, object]:
@@ -129,18 +216,60 @@ def _load(text: str) -> dict[str, object]:
         raise FormatError(_NAME, 0, "nested too deeply") from error
 
 
-def parse_policy(text: str) -> Policy:
-    """Parse a policy.  Raises FormatError; an empty text is refused like any other gap."""
-    value = _load(text)
+def parse_policy(text: str, others: Callable[[str], str | None] | None = None) -> Policy:
+    """Parse a policy.  Raises FormatError; an empty text is refused like any other gap.
+
+    ``others`` gives the text of the policy that this one names in ``extends``, or None if there
+    is no such policy.
+    """
+    value = _extended(_load(text), others, ())
     if not value:
         raise FormatError(_NAME, 0, "an empty policy demands nothing, so it can show nothing")
     try:
         wire = msgspec.convert(value, _Policy, strict=True)
-        if wire.format != FORMAT:
-            raise ValueError(f"another format or version: {wire.format[:80]!r}, not {FORMAT!r}")
         return _policy(wire)
-    except ValueError as error:  # msgspec.ValidationError is one
+    except (ValueError, OverflowError) as error:  # msgspec.ValidationError is one
         raise FormatError(_NAME, 0, str(error)) from error
+
+
+def _extended(
+    value: dict[str, object],
+    others: Callable[[str], str | None] | None,
+    chain: tuple[str, ...],
+) -> dict[str, object]:
+    """Return ``value`` put over what it extends; ``chain`` are the policies that led here."""
+    if value and value.get("format") != FORMAT:
+        got = repr(value.get("format"))[:80]
+        raise FormatError(_NAME, 0, "another format or version", expected=FORMAT, got=got)
+    name = value.pop("extends", None)
+    if name is None:
+        return value
+    if not isinstance(name, str):
+        raise FormatError(_NAME, 0, "extends names one policy", got=repr(name)[:80])
+    if name in chain:
+        raise FormatError(
+            _NAME, 0, "policies extend each other in a circle", got=" -> ".join((*chain, name))
+        )
+    if len(chain) >= MAX_CHAIN:
+        raise FormatError(_NAME, 0, f"a chain of more than {MAX_CHAIN} policies")
+    text = others(name) if others else None
+    if text is None:
+        raise FormatError(_NAME, 0, "it extends a policy that is not here", got=repr(name[:80]))
+    base = _extended(_load(text), others, (*chain, name))
+    return _put_over(base, value)
+
+
+def _put_over(base: dict[str, object], value: dict[str, object]) -> dict[str, object]:
+    result = dict(base)
+    for key, new in value.items():
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            result[key] = {**old, **new}
+        elif key == "rules" and isinstance(old, list) and isinstance(new, list):
+            result[key] = [*old, *new]
+        else:
+            result[key] = new
+    return result
 
 
 def encode_policy(policy: Policy) -> str:
@@ -152,11 +281,20 @@ def encode_policy(policy: Policy) -> str:
 
     quote, boot, files = policy.quote, policy.boot, policy.files
     kernel, reference, result = policy.secure_kernel, policy.reference, policy.result
-    rows = (
+    rows = [
         f"format = {_toml(FORMAT)}",
         f"id = {_toml(policy.id)}",
+        *([f"serial = {policy.serial}"] if policy.serial else []),
+        *([f"expires = {timestamp(policy.expires).isoformat()}"] if policy.expires else []),
         row("quote", banks=[bank.label for bank in quote.banks], weak=quote.weak),
-        row("boot", pcrs=boot.pcrs, secure_boot=boot.secure_boot, unknown=boot.unknown),
+        row(
+            "boot",
+            pcrs=boot.pcrs,
+            secure_boot=boot.secure_boot,
+            unknown=boot.unknown,
+            **_said(secure_boot_mode=boot.secure_boot_mode, authorities=boot.authorities),
+            **({"sbat": dict(boot.sbat)} if boot.sbat else {}),
+        ),
         row(
             "files",
             ima=files.ima,
@@ -167,8 +305,21 @@ def encode_policy(policy: Policy) -> str:
         row("secure-kernel", facts=kernel.facts, unknown=kernel.unknown),
         row("reference", affirm=reference.affirm, other=reference.other),
         row("result", validity_s=result.validity_s, max_age_s=result.max_age_s),
-    )
+        row("updates", **_fields(policy.updates)),
+        row("running", **_said(**_fields(policy.running))),
+    ]
+    for rule in policy.rules:
+        rows += ["[[rules]]", *(f"{name} = {_toml(text)}" for name, text in _fields(rule).items())]
     return "\n".join(rows) + "\n"
+
+
+def _fields(rules: UpdateRules | RunningRules | Expression) -> dict[str, object]:
+    return {field.name: getattr(rules, field.name) for field in dataclasses.fields(rules)}
+
+
+def _said(**values: object) -> dict[str, object]:
+    """Return the rules that are made: of an allow-list None is no rule."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _exceptions_of(files: FileRules) -> dict[str, object]:
@@ -177,6 +328,9 @@ def _exceptions_of(files: FileRules) -> dict[str, object]:
         "buffers": dict(files.buffers),
         "exclude": files.exclude,
         "keys": files.keys,
+        "unknown_at": dict(files.unknown_at),
+        "elsewhere": files.elsewhere,
+        "conffiles": None if files.conffiles is Action.CONTRAINDICATE else files.conffiles,
     }
 
 
@@ -187,7 +341,7 @@ def _toml(value: object) -> str:
         case dict():
             pairs = (f"{_toml(name)} = {_toml(inner)}" for name, inner in value.items())
             return f"{{ {', '.join(pairs)} }}"
-        case Action() | Requirement() | Grade():
+        case Action() | Requirement() | Grade() | SecureBootMode():
             return _toml(value.value)
         case str():
             # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
