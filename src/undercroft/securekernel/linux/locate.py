@@ -81,7 +81,7 @@ def _locate(memory: PhysicalMemory, vcpus: Sequence[VcpuState], image: KernelIma
     running = [vcpu for vcpu in vcpus if _runs_a_kernel(vcpu)]
     if not running:
         raise _NotLocated(
-            Outcome.UNKNOWN, "no vCPU runs in long mode yet", vcpus=len(vcpus), cause="not-booted"
+            Outcome.UNKNOWN, "no vCPU runs a kernel yet", vcpus=len(vcpus), cause="not-booted"
         )
     slides = [_slides(memory, vcpu, image) for vcpu in running]
     slide = _agreed(memory, running[0], image, slides)
@@ -181,9 +181,14 @@ def _rooted(memory: PhysicalMemory, image: KernelImage, physical: int) -> Iterat
 
 
 def _runs_a_kernel(vcpu: VcpuState) -> bool:
-    """Tell whether the vCPU pages in long mode and has an IDT in the kernel's half."""
+    """Tell whether the vCPU pages in long mode, with an IDT in the kernel's half and an LSTAR.
+
+    A CPU that comes up has an early IDT and no LSTAR: cpu_init() sets it, last of the two
+    (arch/x86/kernel/cpu/common.c).  Until then it can take no system call either.
+    """
     long_mode = vcpu.efer is None or bool(vcpu.efer & _EFER_LMA)
-    return long_mode and bool(vcpu.cr0 & _CR0_PG) and bool(vcpu.idtr.base >> 63)
+    paging = bool(vcpu.cr0 & _CR0_PG)
+    return long_mode and paging and bool(vcpu.idtr.base >> 63) and vcpu.lstar != 0
 
 
 def _slides(memory: PhysicalMemory, vcpu: VcpuState, image: KernelImage) -> tuple[int, int | None]:

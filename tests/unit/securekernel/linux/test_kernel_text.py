@@ -164,6 +164,17 @@ def test_no_vcpu_runs_a_kernel(linux: TinyLinux) -> None:
     assert (finding.outcome, finding.details["cause"]) == (Outcome.UNKNOWN, "not-booted")
 
 
+def test_a_vcpu_that_is_coming_up(linux: TinyLinux) -> None:
+    """It has an IDT of the early kernel, and cpu_init() has not set its LSTAR."""
+    first, second = linux.guest.states
+    early = replace(second, lstar=0, idtr=replace(second.idtr, base=linux.base))
+    linux.guest.states = (first, early)
+    assert located(linux).outcome is Outcome.PASS
+    linux.guest.states = (early,)
+    finding = located(linux)
+    assert (finding.outcome, finding.details["cause"]) == (Outcome.UNKNOWN, "not-booted")
+
+
 def test_without_lstar_one_root_is_not_proof(linux: TinyLinux) -> None:
     linux.guest.states = tuple(replace(vcpu, lstar=None) for vcpu in linux.guest.states)
     proof = attach(linux)
