@@ -6,8 +6,8 @@
 ``reference_warm_s``
     the same again, with each package's list kept;
 ``lookups_per_s``
-    IMA entries of that table, each with its path and digest, judged for the first time;
-    ``lookups_again_per_s`` the same entries from the next guest;
+    IMA entries of that table, each with its path and digest, as a guest's first list is judged;
+    ``lookups_few_per_s`` ten at a time, as they come later, and not for the first time;
 ``reference_rss_mb``
     what a process that opens the table and looks every file up has more in memory than before;
     ``reference_private_mb`` is what of that it does not share with others of the same table.
@@ -37,6 +37,8 @@ from undercroft.reference.model import ReferenceSet
 
 PACKAGES = 400
 ENTRIES = 100_000
+LARGEST = 5 << 20
+"""Bytes of the largest package that is taken only to make up the number."""
 ROUNDS = 5
 APT_CACHE = Path("/var/cache/apt/archives")
 SEEDS = (
@@ -44,7 +46,7 @@ SEEDS = (
     "shim-signed", "initramfs-tools", "sudo", "python3", "gcc", "make", "git", "curl", "vim",
     "rsync", "cron", "bind9-dnsutils", "nginx", "postgresql", "openssl",
 )  # fmt: skip
-"""What a server has; its dependencies, and then other packages in the cache, make up 400."""
+"""What a server has; its dependencies, and other packages in the cache, make up 400."""
 HEAD = b"\x28\0\0\0sha256:\0"
 
 
@@ -67,7 +69,7 @@ def run() -> list[Figure]:
         from_samples("reference_cold_s", "s", [cold], against=Against("limit", 60)),
         from_samples("reference_warm_s", "s", warm, against=Against("limit", 5)),
         from_samples("lookups_per_s", "1/s", first, against=Against("at least", 1e6)),
-        from_samples("lookups_again_per_s", "1/s", again),
+        from_samples("lookups_few_per_s", "1/s", again),
         from_samples("reference_rss_mb", "MB", [rss], against=Against("limit", 64)),
         from_samples("reference_private_mb", "MB", [private]),
     ]
@@ -81,14 +83,16 @@ def _archive() -> Archive:
 def _wanted(archive: Archive) -> list[Wanted]:
     """Return 400 packages in the versions that are offered: a server, filled up from the cache."""
     names = {one.name for one in with_dependencies(archive, map(Wanted, SEEDS))}
-    cached = sorted({path.name.partition("_")[0] for path in APT_CACHE.glob("*.deb")})
+    cached = {path.name.partition("_")[0] for path in APT_CACHE.glob("*.deb")}
     chosen: list[Wanted] = []
-    for name in [*sorted(names & set(cached)), *sorted(names - set(cached)), *cached]:
+    for name in [*sorted(names), *sorted(cached - names)]:
         if len(chosen) == PACKAGES:
             break
         try:
             stanza, _ = archive.find(name)
         except EnvironmentFault:
+            continue
+        if name not in names and stanza.size > LARGEST:
             continue
         one = Wanted(name, stanza.version, stanza.architecture)
         if one not in chosen:
@@ -125,12 +129,18 @@ def _lookups(path: Path) -> tuple[list[float], list[float]]:
     again: list[float] = []
     for _ in range(ROUNDS):
         accepted = file_knowledge(references, [table]).accepted(HEAD, 32, "little")
-        for samples in (first, again):
-            start = time.perf_counter()
-            labels = look_up(accepted, datas)
-            samples.append(len(datas) / (time.perf_counter() - start))
-            if "" in labels:
-                raise RuntimeError("a file of the table was not found in it")
+        start = time.thread_time()
+        labels = look_up(accepted, datas)
+        first.append(len(datas) / (time.thread_time() - start))
+        if "" in labels:
+            raise RuntimeError("a file of the table was not found in it")
+        few = [datas[at : at + 10] for at in range(0, 10_000, 10)]
+        for each in few:
+            look_up(accepted, each)
+        start = time.thread_time()
+        for each in few:
+            look_up(accepted, each)
+        again.append(10_000 / (time.thread_time() - start))
     return first, again
 
 

@@ -32,8 +32,10 @@ from undercroft.reference.updates import Label, Updates, updates_of
 
 _LENGTH = 4
 """Bytes of the length before a name."""
-REMEMBERED = 1 << 17
-"""How many template data are remembered at most; about 40 MB."""
+REMEMBERED = 1 << 15
+"""How many template data are remembered at most; about 10 MB."""
+WHOLE_LIST = 1 << 10
+"""More entries than this at once are somebody's first list."""
 
 
 class KnownFiles(Protocol):
@@ -107,19 +109,37 @@ class AcceptedRows:
         return self._known.get(data) or self.get_all((data,))[0] or default
 
     def get_all(self, datas: Sequence[bytes]) -> list[str]:
-        """Return the label of each, empty where it is not known or has to be looked at closely."""
-        known, own = self._known, self._own
-        found = [known.get(data) or own.get(data, "") for data in datas]
-        for archive, labels in self._archives:
+        """Return the label of each, empty where it is not known or has to be looked at closely.
+
+        A whole list is looked up without remembering: it is not slower, and every guest's first
+        list would fill the memory with what comes once.
+        """
+        if len(datas) > WHOLE_LIST:
+            return self._get_all(datas)
+        known = self._known
+        found = [known.get(data, "") for data in datas]
+        if "" in found:
             left = [at for at, label in enumerate(found) if not label]
-            if not left:
-                break
-            new = self._in(archive, labels, [datas[at] for at in left])
-            for at, label in zip(left, new, strict=True):
-                found[at] = label
-            if len(known) + len(left) > REMEMBERED:
+            if len(known) > REMEMBERED:
                 known.clear()
-            known.update((datas[at], found[at]) for at in left if found[at])
+            for at, label in zip(left, self._get_all([datas[at] for at in left]), strict=True):
+                if label:
+                    found[at] = known[datas[at]] = label
+        return found
+
+    def _get_all(self, datas: Sequence[bytes]) -> list[str]:
+        own = self._own
+        found = [own.get(data, "") for data in datas] if own else [""] * len(datas)
+        for archive, labels in self._archives:
+            if own or archive is not self._archives[0][0]:
+                left = [at for at, label in enumerate(found) if not label]
+                if not left:
+                    break
+                new = self._in(archive, labels, [datas[at] for at in left])
+                for at, label in zip(left, new, strict=True):
+                    found[at] = label
+            elif datas:
+                found = self._in(archive, labels, datas)
         return found
 
     def _in(self, archive: FileArchive, labels: Sequence[str], datas: Sequence[bytes]) -> list[str]:
@@ -139,8 +159,11 @@ class AcceptedRows:
         digests = np.ascontiguousarray(starts[:, at:end])
         rows = archive.look_up(digests, [data[text:] for data in datas])
         rows[~fits] = -1
+        everything = int(rows.min()) >= 0
+        if everything and len(set(labels)) == 1:
+            return [labels[0]] * len(datas)
         packages = archive.row_package[np.maximum(rows, 0)].tolist()
-        if int(rows.min()) >= 0:
+        if everything:
             return [labels[package] for package in packages]
         return [
             labels[package] if row >= 0 else ""
