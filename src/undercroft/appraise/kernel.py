@@ -6,7 +6,7 @@ undetermined as one that says UNKNOWN: never affirming.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from undercroft.appraise.graded import matched
 from undercroft.appraise.model import Judgement, failed, passed, stated
@@ -23,9 +23,16 @@ IDENTITY = "kernel.reference"
 
 
 def appraise_kernel(
-    record: SecureKernelRecord | None, references: ReferenceSet, policy: Policy
+    record: SecureKernelRecord | None,
+    references: ReferenceSet,
+    policy: Policy,
+    *,
+    more: Sequence[Finding] = (),
 ) -> Iterator[Judgement]:
-    """Judge the kernel's identity and every fact, demanded or not."""
+    """Judge the kernel's identity and every fact, demanded or not.
+
+    ``more`` are facts that follow from other evidence; they are judged like the record's.
+    """
     demanded = policy.secure_kernel.facts
     if record is None:
         yield from (_missing(fact, policy, "there is no secure-kernel record") for fact in demanded)
@@ -33,8 +40,9 @@ def appraise_kernel(
     yield _interval(record)
     if demanded or record.kernel_build_id:
         yield _identity(record, references, policy)
-    found = {fact.id for fact in record.facts}
-    yield from (_fact(fact, policy) for fact in record.facts)
+    facts = (*record.facts, *more)
+    found = {fact.id for fact in facts}
+    yield from (_fact(fact, policy) for fact in facts)
     yield from (
         _missing(fact, policy, "the secure kernel did not report it")
         for fact in demanded

@@ -17,6 +17,7 @@ from undercroft.appraise.freshness import appraise_time, expiry
 from undercroft.appraise.host import appraise_host
 from undercroft.appraise.identity import appraise_key, state_freshness, state_quirks
 from undercroft.appraise.ima_rules import ImaJudge
+from undercroft.appraise.interval import interval_facts
 from undercroft.appraise.kernel import appraise_kernel
 from undercroft.appraise.launch import appraise_launch
 from undercroft.appraise.model import Appraisal, Judgement, Layer, failed
@@ -85,7 +86,11 @@ def appraise(
         Said(verified.trust.guest, verified.challenge, verified.quote.accepted_state),
         verified.record,
         now,
-        kernel=Layer.of(appraise_kernel(verified.record, references, policy)),
+        kernel=Layer.of(
+            appraise_kernel(
+                verified.record, references, policy, more=interval_facts(verified.epochs)
+            )
+        ),
         key=Layer.of(appraise_key(verified.trust, verified.quote, policy)),
         boot=Layer.of(boot_judgements(verified, references, policy)),
         files=Layer.of(appraise_files(verified, judge, policy)),

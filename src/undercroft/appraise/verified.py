@@ -22,13 +22,16 @@ from undercroft.formats.evidence import (
     parse_record,
     qualifying_data,
 )
+from undercroft.formats.evidence.interval import Epoch, parse_chain
 from undercroft.formats.ima import ImaList, parse_binary
 from undercroft.formats.tpm import PcrSelectionList, parse_public, parse_quote
 from undercroft.verify.ak import AttestationKey, verify_ak
 from undercroft.verify.checks import Check
 from undercroft.verify.deepquote import VerifiedHost, verify_host
+from undercroft.verify.epochs import verify_epochs
 from undercroft.verify.eventlog import ReplayedLog, verify_eventlog
 from undercroft.verify.ima import ReplayedIma, replay_ima
+from undercroft.verify.interval import verify_bound_chain
 from undercroft.verify.launch import VerifiedLaunch, verify_launch
 from undercroft.verify.quote import AcceptedState, VerifiedQuote, verify_quote
 
@@ -68,7 +71,8 @@ _BANKS_BY_STRENGTH = (
 class VerifiedEvidence:
     """Evidence that is authentic, fresh and whole; whether it is acceptable is not said yet.
 
-    ``log``, ``ima``, ``record``, ``launch`` and ``host`` are None where there is no such part.
+    ``log``, ``ima``, ``record``, ``launch``, ``host`` and ``epochs`` are None where there is no
+    such part.
     """
 
     trust: Trust
@@ -79,6 +83,7 @@ class VerifiedEvidence:
     record: SecureKernelRecord | None
     launch: VerifiedLaunch | None
     host: VerifiedHost | None
+    epochs: tuple[Epoch, ...] | None = None
 
 
 def time_of(record: SecureKernelRecord | None, challenge: Challenge) -> int:
@@ -102,20 +107,23 @@ def verify_evidence(
     The quote is signed by the trusted key, carries nonce and record in its qualifying data,
     covers exactly the selected PCRs with the values sent, and is no step back behind ``last``
     (the accepted state of earlier evidence); event log and IMA list replay to the quoted PCRs.
+    The chain of epochs is whole, and ends with the one that the record names and PCR 19 has.
 
     Raises VerificationError (its ``check`` says which check) or FormatError.
     """
     quote = verify_quote_item(evidence, trust, trusted_key(trust), challenge, last)
     launch = None if evidence.launch_log is None else verify_launch(evidence.launch_log, quote.pcrs)
+    record = bound_record(evidence.record, trust)
     return VerifiedEvidence(
         trust,
         challenge,
         quote,
         None if evidence.eventlog is None else _verify_log(evidence.eventlog, quote),
         None if evidence.ima_list is None else _verify_ima(evidence.ima_list, quote),
-        bound_record(evidence.record, trust),
+        record,
         launch,
         verify_host(evidence, launch, trust, challenge),
+        None if evidence.epochs is None else _verify_epochs(evidence.epochs, record, launch),
     )
 
 
@@ -169,6 +177,15 @@ def _short(public: bytes) -> str:
 
 def _verify_log(data: bytes, quote: VerifiedQuote) -> ReplayedLog:
     return verify_eventlog(parse_eventlog(data), quote.pcrs)
+
+
+def _verify_epochs(
+    data: bytes, record: SecureKernelRecord | None, launch: VerifiedLaunch | None
+) -> tuple[Epoch, ...]:
+    epochs = verify_bound_chain(data, record)
+    if launch is not None:
+        verify_epochs(launch.runs, parse_chain(data))
+    return epochs
 
 
 def ima_bank(measurements: ImaList, banks: tuple[PcrBank, ...]) -> PcrBank:

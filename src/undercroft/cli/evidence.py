@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,10 @@ from undercroft.cli import render
 from undercroft.cli.inspect import Kernel, Target
 from undercroft.cli.verify import NoState, appraisal_json
 from undercroft.policy import Policy
+from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.inspect import SecureKernel
+from undercroft.securekernel.trapped import TrappedKernel
+from undercroft.securekernel.traps.guard import Mode
 from undercroft.service.casefile import Case, read_policy, save_case, save_result
 from undercroft.service.collect import collect
 from undercroft.service.hosttpm import accept_host, open_host_tpm, trust_host
@@ -56,6 +60,14 @@ def collect_command(
             help="Have the host's TPM vouch too: /dev/tpmrm0, else a program that stands in.",
         ),
     ] = False,
+    traps: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Trap writes to the kernel for so many seconds before the quote, which then says "
+            "that nothing changed in that time, or what did.",
+        ),
+    ] = 0,
     no_state: NoState = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -67,7 +79,7 @@ def collect_command(
     is refused.
     """
     rules = read_policy(policy) if policy else wiring.shipped_policy("direct-boot")
-    case = _collect(target, kernel, rules, host_tpm=host_tpm)
+    case = _collect(target, kernel, rules, host_tpm=host_tpm, traps=traps)
     if no_state:
         appraisal = appraise_case(case, int(time.time()))
     else:
@@ -88,7 +100,9 @@ def collect_command(
     raise typer.Exit(appraisal.exit_status)
 
 
-def _collect(target: str, kernel: Path | None, policy: Policy, *, host_tpm: bool) -> Case:
+def _collect(
+    target: str, kernel: Path | None, policy: Policy, *, host_tpm: bool, traps: float
+) -> Case:
     opened = wiring.open_target(target, kernel)
     info = opened.info
     if info is None:
@@ -100,12 +114,26 @@ def _collect(target: str, kernel: Path | None, policy: Policy, *, host_tpm: bool
     with connect_vtpm(info) as client:
         trust = enrol_guest(client, info, wiring.home(), dt.datetime.now(dt.UTC))
         references = guest_references(info, wiring.home(), trust.ek_certificate)
-        secure_kernel = SecureKernel(opened.guest, opened.image, opened.kernel.library)
-        challenge = new_challenge(policy, int(time.time()))
-        evidence = collect(secure_kernel, client, challenge, lambda: machine_facts(info, client))
+        with _secure_kernel(opened, traps) as secure_kernel:
+            time.sleep(traps)
+            challenge = new_challenge(policy, int(time.time()))
+            evidence = collect(
+                secure_kernel, client, challenge, lambda: machine_facts(info, client)
+            )
     if host_tpm:
         with open_host_tpm(wiring.home()) as tpm:
             trust = trust_host(trust, tpm, wiring.home())
             layer = tpm.vouch(evidence, challenge.nonce)
         evidence = replace(evidence, host_layer=layer)
     return Case(evidence, challenge, trust, references, policy)
+
+
+def _secure_kernel(
+    opened: wiring.Target, traps: float
+) -> AbstractContextManager[SecureKernel | TrappedKernel]:
+    """Return a secure kernel beside the guest, with write traps if time is given to them."""
+    if not traps:
+        return nullcontext(SecureKernel(opened.guest, opened.image, opened.kernel.library))
+    if not isinstance(opened.guest, QemuGuest):
+        raise EnvironmentFault("only a guest of QEMU can be trapped", where=opened.guest.name)
+    return TrappedKernel(opened.guest, opened.image, Mode.OBSERVE, library=opened.kernel.library)

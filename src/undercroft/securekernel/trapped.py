@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from undercroft.base import EnvironmentFault, Finding, JsonValue, Outcome
-from undercroft.formats.evidence.interval import Change, Epoch
+from undercroft.formats.evidence.interval import Change, Epoch, epoch_digest
 from undercroft.formats.evidence.record import SecureKernelRecord
 from undercroft.formats.kernel import KernelImage
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
@@ -150,6 +150,15 @@ class TrappedKernel(SecureKernel):
             channels=(*record.channels, CHANNEL),
             facts=(*(fact for fact in record.facts if fact.id != FINDING), traps),
         )
+
+    def chain_of(self, record: SecureKernelRecord) -> tuple[bytes, ...]:
+        """Return the chain of encoded epochs whose head a record of ours names; empty if none."""
+        head = next((fact.details.get("head") for fact in record.facts if fact.id == FINDING), None)
+        chain = self.guard.chain()
+        for length in range(len(chain), 0, -1):
+            if epoch_digest(chain[length - 1]).hex() == head:
+                return chain[:length]
+        return ()
 
     def now(self) -> Finding:
         """Say what the traps saw since they were armed; the epoch goes on."""

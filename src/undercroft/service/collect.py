@@ -14,6 +14,7 @@ from undercroft.formats.evidence import (
     encode_record,
     qualifying_data,
 )
+from undercroft.formats.evidence.interval import encode_chain
 from undercroft.formats.launch import FINDING, PCR_RECORD, finding_record, parse_launch_event
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.trapped import TrappedKernel
@@ -46,8 +47,9 @@ def collect(
         seen = kernel.record()
         facts = (*seen.facts, *machine())
         _keep_findings(client, facts)
-        if isinstance(kernel, TrappedKernel):
-            EpochKeeper(client).keep(kernel.guard.chain())
+        chain = kernel.chain_of(seen) if isinstance(kernel, TrappedKernel) else ()
+        if chain:
+            EpochKeeper(client).keep(chain)
         record = encode_record(replace(seen, facts=facts))
         eventlog, ima_list = kernel.event_log(), kernel.ima_list()
         launch_log = client.current_launch_log() or None
@@ -61,7 +63,8 @@ def collect(
         quote = client.quote(bound, challenge.selection)
         if kernel.ima_list() == ima_list and (client.launch_log(quote) or None) == launch_log:
             item = QuoteItem(quote.attest, quote.signature, quote.ak_public, quote.pcrs)
-            return Evidence(item, eventlog, ima_list, record, launch_log)
+            epochs = encode_chain(chain) if chain else None
+            return Evidence(item, eventlog, ima_list, record, launch_log, epochs=epochs)
     raise EnvironmentFault(
         "the guest measures new files all the time",
         where=kernel.guest.name,

@@ -32,6 +32,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from undercroft.base import VerificationError
+from undercroft.formats.evidence import SecureKernelRecord
 from undercroft.formats.evidence.interval import (
     FIRST,
     BlindWindow,
@@ -39,9 +40,14 @@ from undercroft.formats.evidence.interval import (
     CoveredRange,
     Epoch,
     epoch_digest,
+    parse_chain,
     parse_epoch,
     sample_times,
 )
+
+TRAPS_FACT = "kernel.traps"
+"""The secure kernel's fact whose detail ``head`` is the digest of the last epoch."""
+_HEX = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +94,20 @@ def verify_interval(
     ``chain`` is a session's epochs in order, from its first; ``head`` is the SHA-256 of the last
     one, from a record that a verified quote binds.  Raises FormatError if an epoch is malformed.
     """
+    return prove_interval(verify_chain(chain, head), t0, t1, demand)
+
+
+def prove_interval(
+    epochs: Sequence[Epoch], t0: int, t1: int, demand: IntervalDemand
+) -> VerifiedInterval:
+    """Return what ``epochs``, from :func:`verify_chain`, prove about [t0, t1] (I4 to I10, I12).
+
+    Raises VerificationError.
+    """
     if not demand.ranges or not demand.channels:
         raise VerificationError(
             "interval.ranges", "nothing is demanded", expected="ranges and channels"
         )
-    epochs = verify_chain(chain, head)
     if not t0 < t1 or t0 < epochs[0].t0 or t1 > epochs[-1].t1:  # I4
         raise VerificationError(
             "interval.span",
@@ -125,6 +140,25 @@ def verify_interval(
             name: _end_of(epochs, _range(mine[-1], name).last_modified) for name in demand.ranges
         },
     )
+
+
+def verify_bound_chain(data: bytes, record: SecureKernelRecord | None) -> tuple[Epoch, ...]:
+    """Return the epochs of an evidence item, whose last one ``record`` names.
+
+    ``record`` is bound by a verified quote.  Raises VerificationError (I1, I2, I3, I11, I12) or
+    FormatError.
+    """
+    facts = record.facts if record is not None else ()
+    heads = [fact.details.get("head") for fact in facts if fact.id == TRAPS_FACT]
+    head = heads[0] if len(heads) == 1 else None
+    if not isinstance(head, str) or len(head) != 64 or not set(head) <= _HEX:  # I2
+        raise VerificationError(
+            "interval.head",
+            "the secure kernel's record names no chain of epochs",
+            expected=f"a digest in the fact {TRAPS_FACT}",
+            got=head,
+        )
+    return verify_chain(parse_chain(data), bytes.fromhex(head))
 
 
 def verify_chain(chain: Sequence[bytes], head: bytes) -> tuple[Epoch, ...]:

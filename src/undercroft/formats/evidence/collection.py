@@ -9,9 +9,11 @@ label             value                                                    may l
 ``secure-kernel`` the encoded SecureKernelRecord                           yes
 ``launch-log``    the crypto-agile log of the secure kernel's launch       yes
 ``host-layer``    what the host's TPM says of the quote, see ``hostlayer`` yes
+``trap-epochs``   the chain of epochs of the write traps, see ``interval`` yes
 ================= ======================================================== ==========
 
-The quote covers all of them but the host layer, which covers the quote.  Any other label is
+The quote covers all of them but the host layer, which covers the quote; the epochs by the digest
+of the last one, which stands in the secure kernel's record.  Any other label is
 refused: nobody would look at it.
 """
 
@@ -35,7 +37,7 @@ TYPE = "tag:undercroft.example,2026:evidence/1"
 QUOTE_FORMAT = "tpm-quote"
 
 QUOTE, EVENTLOG, IMA, RECORD = "tpm-quote", "tcg-eventlog", "ima-list", "secure-kernel"
-LAUNCH, HOST = "launch-log", "host-layer"
+LAUNCH, HOST, EPOCHS = "launch-log", "host-layer", "trap-epochs"
 _MEDIA_TYPES = {
     QUOTE: "application/vnd.undercroft.tpm-quote+cbor",
     EVENTLOG: "application/vnd.undercroft.tcg-eventlog",
@@ -43,6 +45,7 @@ _MEDIA_TYPES = {
     RECORD: "application/vnd.undercroft.secure-kernel-record+cbor",
     LAUNCH: "application/vnd.undercroft.launch-log",
     HOST: "application/vnd.undercroft.host-layer+cbor",
+    EPOCHS: "application/vnd.undercroft.trap-epochs",
 }
 
 
@@ -71,6 +74,7 @@ class Evidence:
     record: bytes | None = None
     launch_log: bytes | None = None
     host_layer: bytes | None = None
+    epochs: bytes | None = None
 
 
 class _Quote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -188,6 +192,7 @@ def from_value(value: CborValue) -> Evidence:
         values.get(RECORD),
         values.get(LAUNCH),
         values.get(HOST),
+        values.get(EPOCHS),
     )
 
 
@@ -200,6 +205,7 @@ def to_cmw(evidence: Evidence) -> cmw.CmwCollection:
         RECORD: evidence.record,
         LAUNCH: evidence.launch_log,
         HOST: evidence.host_layer,
+        EPOCHS: evidence.epochs,
     }
     items: dict[str | int, cmw.Cmw] = {
         label: cmw.CmwRecord(_MEDIA_TYPES[label], value, cmw.EVIDENCE)
