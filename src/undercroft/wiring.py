@@ -10,6 +10,7 @@ from pathlib import Path
 from undercroft.base import EnvironmentFault, FormatError, VerificationError
 from undercroft.formats.kernel import KernelImage, KernelModule, load_kernel
 from undercroft.formats.kernel import profile as kernel_profile
+from undercroft.guests.filelibrary import InitramfsFiles
 from undercroft.guests.info import GuestInfo
 from undercroft.guests.manifest import GuestBuild, load_build
 from undercroft.guests.run import Guest as RunningGuest
@@ -22,6 +23,7 @@ from undercroft.reference.model import ReferenceSet
 from undercroft.securekernel.guest import Guest
 from undercroft.securekernel.hypervisor import dump, qemu
 from undercroft.securekernel.linux.modules_text import ModuleLibrary
+from undercroft.securekernel.linux.usercode import FileLibrary
 from undercroft.service.accepted import AcceptedStates
 from undercroft.verify import profile_signature
 
@@ -82,11 +84,15 @@ class KernelReference:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A guest to look at: how it is seen, what it is meant to run, what we know if it is ours."""
+    """A guest to look at: how it is seen, what it is meant to run, what we know if it is ours.
+
+    ``files`` is what its files are meant to hold, where that is known.
+    """
 
     guest: Guest
     kernel: KernelReference
     info: GuestInfo | None
+    files: FileLibrary | None = None
 
     @property
     def image(self) -> KernelImage:
@@ -118,11 +124,10 @@ def open_target(
         reference = _named_kernel(kernel, text, keys)
         return Target(qemu.attach(name), reference, None)
     info = RunningGuest.load(home(), name).info
-    if kernel is not None:
-        reference = open_kernel(kernel, keys)
-    else:
-        reference = _own_kernel(load_build(info.build.parent))
-    return Target(qemu.attach(str(info.qmp), name=name), reference, info)
+    build = load_build(info.build.parent)
+    reference = open_kernel(kernel, keys) if kernel is not None else _own_kernel(build)
+    attached = qemu.attach(str(info.qmp), name=name)
+    return Target(attached, reference, info, InitramfsFiles(build))
 
 
 def _named_kernel(

@@ -199,7 +199,7 @@ def _play(
 ) -> None:
     stage.act(3, "The secure kernel looks at it from outside")
     target = wiring.open_target(f"qemu:{NAME}")
-    kernel = SecureKernel(target.guest, target.image, target.kernel.library)
+    kernel = SecureKernel(target.guest, target.image, target.kernel.library, target.files)
     stage.show(render.findings_table(kernel.facts()))
     stage.show(_rules(kernel))
 

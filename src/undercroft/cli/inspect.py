@@ -71,7 +71,7 @@ def inspect(
     from the kernel's package and a dump of the guest (dump:FILE --against).
     """
     opened = wiring.open_target(target, kernel, _read_keys(trusted))
-    looker = SecureKernel(opened.guest, opened.image, opened.kernel.library)
+    looker = SecureKernel(opened.guest, opened.image, opened.kernel.library, opened.files)
     record = looker.record()
     proof = manifest.manifest(looker.proof, record.facts)
     changed = _compare(proof, against) if against is not None else []
@@ -199,7 +199,7 @@ def attach(
     opened = wiring.open_target(target, kernel)
     if traps is None:
         _watch(
-            SecureKernel(opened.guest, opened.image, opened.kernel.library),
+            SecureKernel(opened.guest, opened.image, opened.kernel.library, opened.files),
             interval,
             seconds,
             as_json,

@@ -36,6 +36,7 @@ from undercroft.securekernel.linux.live import LiveKernel, StructureError
 from undercroft.securekernel.linux.modules_text import ModuleLibrary
 from undercroft.securekernel.linux.tcglog import read_event_log
 from undercroft.securekernel.linux.text import KernelTextProof
+from undercroft.securekernel.linux.usercode import FileLibrary
 
 SLOW_S = 2.0
 """Seconds between two looks at everything, while the kernel's code is watched more often."""
@@ -45,15 +46,21 @@ class SecureKernel:
     """Looks at one guest, again and again.
 
     ``image`` is the kernel that it is meant to run.  ``library`` gives the modules of its
-    package; without one no module's code is compared, and no fact speaks of it.
+    package; without one no module's code is compared, and no fact speaks of it.  So it is with
+    ``files``, what the guest's files are meant to hold, and the code of processes.
     """
 
     def __init__(
-        self, guest: Guest, image: KernelImage, library: ModuleLibrary | None = None
+        self,
+        guest: Guest,
+        image: KernelImage,
+        library: ModuleLibrary | None = None,
+        files: FileLibrary | None = None,
     ) -> None:
         self.guest = guest
         self.image = image
         self.library = library
+        self.files = files
         self.proof = self._attach()
         self._slow: tuple[float, list[Finding]] = (0.0, [])
         self._state: State | None = None
@@ -70,7 +77,7 @@ class SecureKernel:
         if (live := self._live()) is not None:
             observer = Observer(self.guest.paused)
             if self._state is None:
-                self._state = State(self.image, self.proof)
+                self._state = State(self.image, self.proof, self.files)
             for look in LOOKS:
                 findings += look(live, self.guest, observer, self._state)
         self.guest.check_alive()
@@ -142,8 +149,11 @@ class SecureKernel:
 class State:
     """What the looks keep between them: from the package once, from the guest as first seen."""
 
-    def __init__(self, image: KernelImage, proof: KernelTextProof) -> None:
+    def __init__(
+        self, image: KernelImage, proof: KernelTextProof, files: FileLibrary | None
+    ) -> None:
         self.proof = proof
+        self.files = files
         self.pointers = pointers.DataPointers(image)
         self.security = security.SecurityState(image)
         self.credentials = creds.Credentials()
@@ -189,7 +199,10 @@ def _views(kernel: LiveKernel, _: Guest, observer: Observer, __: State) -> Findi
 
 
 def _user_code(kernel: LiveKernel, _: Guest, observer: Observer, state: State) -> Findings:
-    return (*user.collect(kernel, observer), vdso.collect(kernel, state.vdso, observer))
+    return (
+        *user.collect(kernel, observer, state.files),
+        vdso.collect(kernel, state.vdso, observer),
+    )
 
 
 LOOKS: tuple[Callable[[LiveKernel, Guest, Observer, State], Findings], ...] = (

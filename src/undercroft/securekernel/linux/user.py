@@ -20,10 +20,12 @@ from undercroft.securekernel.linux.containers import hlist_entries
 from undercroft.securekernel.linux.facts import Anomaly, FactSpec, Look, Observer
 from undercroft.securekernel.linux.live import LiveKernel
 from undercroft.securekernel.linux.tasks import task_list
+from undercroft.securekernel.linux.usercode import SPEC as CODE
+from undercroft.securekernel.linux.usercode import CodeCheck, FileLibrary, FrameMap
+from undercroft.securekernel.linux.vmas import Mapping, Mappings
 
 _USER_HALF = range(256)
 _PAGE_MAPPING_ANON, _PAGE_MAPPING_FLAGS = 1, 3
-_COMPOUND_TAIL = 1
 _MAX_PATH_PARTS = 64
 _MAX_NAME = 255
 _MAX_ENVIRONMENT = 128 << 10
@@ -35,15 +37,16 @@ ANONYMOUS = FactSpec(
     "every page that a process can execute is part of a file",
     "processes can execute memory that is part of no file",
     (
-        "programs that generate code while they run (JIT) fail this",
-        "pages that are swapped out or were never touched are not seen",
+        "programs that generate code while they run (JIT) fail this, as does one that a debugger "
+        "or a uprobe set a breakpoint in",
+        "pages that are swapped out or were never touched are counted, not seen",
     ),
 )
 FILES = FactSpec(
     "user.exec.files",
     "every file that a process executes still has its name",
     "processes execute files that were deleted",
-    ("what the files hold is for IMA to say, and is not compared here",),
+    ("what the files hold is compared where the guest's packages are known (user.code)",),
 )
 PRELOAD = FactSpec(
     "user.preload",
@@ -73,6 +76,7 @@ class _Seen:
     preload: dict[Hashable, Anomaly] = field(default_factory=dict)
     paths: dict[int, str] = field(default_factory=dict)
     pages: int = 0
+    absent: int = 0
 
 
 def processes(kernel: LiveKernel) -> list[Process]:
@@ -91,17 +95,16 @@ def processes(kernel: LiveKernel) -> list[Process]:
 
 
 class UserCode:
-    """One look over the memory of every process."""
+    """One look over the memory of every process; with ``library`` at what its files hold too."""
 
-    def __init__(self, kernel: LiveKernel) -> None:
+    def __init__(self, kernel: LiveKernel, library: FileLibrary | None = None) -> None:
         self._kernel = kernel
-        self._vmemmap = kernel.u64(kernel.symbol("vmemmap_base"))
-        self._page_size = kernel.size_of("page")
-        self._mapping_at = kernel.offset("page", "mapping")
-        self._head_at = kernel.offset("page", "compound_head")
+        self._frames = FrameMap(kernel)
         self._vdso = _vdso_frames(kernel)
         self._seen = _Seen()
         self._of_files: set[int] = set()
+        self._mappings: dict[int, Mappings] = {}
+        self._code = CodeCheck(kernel, library) if library is not None else None
 
     def look(self) -> dict[str, Look]:
         """Look once."""
@@ -111,12 +114,19 @@ class UserCode:
         for process in found:
             self._check_environment(process)
         seen = self._seen
-        details: dict[str, JsonValue] = {"processes": len(found), "executable_pages": seen.pages}
-        return {
+        details: dict[str, JsonValue] = {
+            "processes": len(found),
+            "executable_pages": seen.pages,
+            "anonymous_pages_not_in_memory": seen.absent,
+        }
+        looks = {
             ANONYMOUS.id: Look(seen.anonymous, details),
             FILES.id: Look(seen.files, {"files": sorted(set(seen.paths.values()))}),
             PRELOAD.id: Look(seen.preload, {"processes": len(found)}),
         }
+        if self._code is not None:
+            looks[CODE.id] = self._code.look()
+        return looks
 
     def _check_pages(self, found: Sequence[Process]) -> None:
         """Look at every page that any process can execute; a page of a file is looked at once."""
@@ -129,26 +139,56 @@ class UserCode:
             executable_only=True,
         ).with_rights(X | U)
         self._seen.pages = int(pages.size.sum()) // PAGE_SIZE
-        for root, vaddr, paddr, size, rights in zip(
+        rows = zip(
             pages.root.tolist(),
             pages.vaddr.tolist(),
             pages.paddr.tolist(),
             pages.size.tolist(),
             pages.rights.tolist(),
             strict=True,
-        ):
+        )
+        present: dict[int, int] = {}
+        for root, vaddr, paddr, size, rights in rows:
+            process = by_root[root]
+            mapping = self._mapping_at(process, vaddr)
+            if mapping is None:
+                self._anonymous(process, vaddr, size, rights, "of no mapping")
+                continue
+            if mapping.is_anonymous:
+                present[process.mm] = present.get(process.mm, 0) + size // PAGE_SIZE
             if paddr not in self._of_files:
-                self._check_page(by_root[root], vaddr, paddr, size, rights)
+                self._check_page(process, vaddr, paddr, size, rights, mapping)
+        for mm, known in self._mappings.items():
+            may = sum(one.pages for one in known.all if one.executable and one.is_anonymous)
+            self._seen.absent += max(0, may - present.get(mm, 0))
 
-    def _check_page(self, process: Process, vaddr: int, paddr: int, size: int, rights: int) -> None:
+    def _mapping_at(self, process: Process, vaddr: int) -> Mapping | None:
+        """Return the mapping through which a process may execute an address, if there is one."""
+        known = self._mappings.get(process.mm)
+        if known is None:
+            known = self._mappings[process.mm] = Mappings(self._kernel, process.mm)
+        found = known.at(vaddr)
+        return found if found is not None and found.executable else None
+
+    def _check_page(
+        self, process: Process, vaddr: int, paddr: int, size: int, rights: int, where: Mapping
+    ) -> None:
         if any(start <= paddr and paddr + size <= end for start, end in self._vdso):
             return
-        mapping = self._mapping(paddr)
+        mapping = self._frames.mapping(paddr)
         if mapping and not mapping & _PAGE_MAPPING_FLAGS:
             self._of_files.add(paddr)
-            self._check_file(process, mapping)
+            inode, path = self._check_file(process, mapping)
+            if self._code is not None:
+                user = f"{process.comm} ({process.pid})"
+                self._code.add(mapping, path, inode, paddr, size, user)
+            return
+        if mapping & _PAGE_MAPPING_ANON and self._is_equal_copy(where, vaddr, paddr, size):
             return
         kind = "anonymous" if mapping & _PAGE_MAPPING_ANON else "of no file"
+        self._anonymous(process, vaddr, size, rights, kind)
+
+    def _anonymous(self, process: Process, vaddr: int, size: int, rights: int, kind: str) -> None:
         self._seen.anonymous[process.mm, vaddr] = Anomaly(
             {
                 "pid": process.pid,
@@ -160,26 +200,26 @@ class UserCode:
             }
         )
 
-    def _mapping(self, paddr: int) -> int:
-        """Return ``page->mapping`` of the page at ``paddr``, or of the one that it is part of."""
-        page = self._vmemmap + (paddr >> 12) * self._page_size
-        head = self._kernel.u64(page + self._head_at)
-        if head & _COMPOUND_TAIL:
-            page = head - _COMPOUND_TAIL
-        return self._kernel.u64(page + self._mapping_at)
+    def _is_equal_copy(self, where: Mapping, vaddr: int, paddr: int, size: int) -> bool:
+        """Whether a page was copied for writing, but still is what its file's package has."""
+        if self._code is None or not where.file or size != PAGE_SIZE:
+            return False
+        inode = self._kernel.member_u64(where.file, "file", "f_inode")
+        return self._code.is_equal_copy(path_of(self._kernel, inode), where.index(vaddr), paddr)
 
-    def _check_file(self, process: Process, mapping: int) -> None:
-        if mapping in self._seen.paths:
-            return
+    def _check_file(self, process: Process, mapping: int) -> tuple[int, str]:
+        """Return a mapping's inode and its path; a deleted file is an anomaly."""
         kernel = self._kernel
         inode = kernel.member_u64(mapping, "address_space", "host")
-        path = path_of(kernel, inode)
-        self._seen.paths[mapping] = path
-        links = kernel.member_u32(inode, "inode", "i_nlink")
-        if not links:
+        known = self._seen.paths.get(mapping)
+        if known is not None:
+            return inode, known
+        path = self._seen.paths[mapping] = path_of(kernel, inode)
+        if not kernel.member_u32(inode, "inode", "i_nlink"):
             self._seen.files[inode] = Anomaly(
                 {"pid": process.pid, "comm": process.comm, "file": path, "rule": "it was deleted"}
             )
+        return inode, path
 
     def _check_environment(self, process: Process) -> None:
         start = self._kernel.member_u64(process.mm, "mm_struct", "env_start")
@@ -244,6 +284,9 @@ def _vdso_frames(kernel: LiveKernel) -> list[tuple[int, int]]:
     return frames
 
 
-def collect(kernel: LiveKernel, observer: Observer) -> tuple[Finding, ...]:
-    """Return the three findings on what processes execute."""
-    return observer.settle_all(SPECS, kernel, lambda fresh: UserCode(fresh).look())
+def collect(
+    kernel: LiveKernel, observer: Observer, library: FileLibrary | None = None
+) -> tuple[Finding, ...]:
+    """Return the findings on what processes execute; ``user.code`` only with a library."""
+    specs = SPECS if library is None else (*SPECS, CODE)
+    return observer.settle_all(specs, kernel, lambda fresh: UserCode(fresh, library).look())

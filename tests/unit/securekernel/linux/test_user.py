@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,11 +13,31 @@ from undercroft.securekernel.linux import user
 from undercroft.securekernel.linux.facts import Observer
 from undercroft.testing.fakekernel import DIRECT_MAP, FakeKernel
 
+MAPPINGS = {
+    "maple_tree": (24, {"ma_root": 8}),
+    "maple_range_64": (256, {"pivot": 8, "slot": 128}),
+    "maple_arange_64": (248, {"pivot": 8, "slot": 80}),
+    "vm_area_struct": (
+        152,
+        {
+            "vm_start": 0,
+            "vm_end": 8,
+            "vm_flags": 32,
+            "vm_pgoff": 104,
+            "vm_file": 112,
+            "vm_private_data": 120,
+        },
+    ),
+}
 LAYOUTS = {
     "task_struct": (256, {"tasks": 0, "mm": 16, "pid": 32, "comm": 40}),
-    "mm_struct": (256, {"pgd": 8, "env_start": 16, "env_end": 24}),
-    "page": (64, {"compound_head": 8, "mapping": 24}),
-    "address_space": (192, {"host": 0}),
+    "mm_struct": (256, {"pgd": 8, "env_start": 16, "env_end": 24, "mm_mt": 64}),
+    "page": (64, {"compound_head": 8, "mapping": 24, "index": 32}),
+    "address_space": (192, {"host": 0, "i_pages": 8}),
+    "xarray": (16, {"xa_head": 8}),
+    "xa_node": (576, {"shift": 0, "parent": 8, "slots": 40}),
+    "file": (64, {"f_inode": 8}),
+    **MAPPINGS,
     "inode": (384, {"i_nlink": 72, "i_dentry": 312}),
     "dentry": (192, {"d_parent": 24, "d_name": 32, "d_u": 176}),
     "qstr": (16, {"len": 4, "name": 8}),
@@ -24,6 +45,16 @@ LAYOUTS = {
 }
 CODE, STACK = 0x400000, 0x7FFF00000000
 VMEMMAP = 0xFFFFEA0000000000
+
+
+class Library:
+    """Packages that have one file."""
+
+    def __init__(self, path: str, *contents: bytes) -> None:
+        self._path, self._contents = path, contents
+
+    def contents(self, path: str) -> Sequence[bytes]:
+        return self._contents if path == self._path else ()
 
 
 class Guest(FakeKernel):
@@ -42,9 +73,15 @@ class Guest(FakeKernel):
         thread = self.make("task_struct", mm=self.mm)  # the same memory again
         kernel_thread = self.make("task_struct")
         self.link_list(self.symbol("init_task", 256), [task, thread, kernel_thread])
+        self.areas: list[int] = []
         self.file = self._file("bin", "sh")
+        self.open_file = self.make("file", f_inode=self.inode)
+        self.area(CODE, CODE + 0x3000, file=self.open_file)
+        self.area(0x500000, 0x502000)
+        self.area(STACK - 0x2000, STACK - 0x1000, private=1)
         self.text = self.executable(CODE, self.file)
         self._vdso()
+        self.library: Library | None = None
 
     def _file(self, *parts: str) -> int:
         """Make an inode with a path of directory entries; return its address_space."""
@@ -59,6 +96,26 @@ class Guest(FakeKernel):
         self.put(self.inode, "inode", "i_nlink", 1, size=4)
         self.link_hlist(self.inode + 312, [dentry + 176])
         return self.make("address_space", host=self.inode)
+
+    def area(self, start: int, end: int, *, file: int = 0, private: int = 0, flags: int = 5) -> int:
+        """Add a mapping, executable unless ``flags`` say otherwise."""
+        area = self.make(
+            "vm_area_struct", vm_start=start, vm_end=end, vm_flags=flags, vm_file=file,
+            vm_private_data=private,
+        )  # fmt: skip
+        self.areas.append(area)
+        leaf = self.alloc(256, align=256)
+        for number, one in enumerate(self.areas):
+            self.guest.put_u64(leaf + 128 + 16 * number + 8, one)  # between two holes
+            last = self.guest_u64(one + 8) - 1
+            self.guest.put_u64(leaf + 8 + 16 * number, self.guest_u64(one) - 1)
+            self.guest.put_u64(leaf + 8 + 16 * number + 8, last)
+        self.put(self.mm, "mm_struct", "mm_mt", 0)
+        self.guest.put_u64(self.mm + 64 + 8, leaf | 1 << 3 | 2)
+        return area
+
+    def guest_u64(self, address: int) -> int:
+        return self.kernel().u64(address)
 
     def page(self, paddr: int) -> int:
         return VMEMMAP + (paddr >> 12) * 64
@@ -86,7 +143,8 @@ class Guest(FakeKernel):
         self.put(self.mm, "mm_struct", "env_end", STACK + len(data))
 
     def findings(self) -> dict[str, Finding]:
-        found = user.collect(self.kernel(), Observer(nullcontext, lambda _: None, (0, 1)))
+        observer = Observer(nullcontext, lambda _: None, (0, 1))
+        found = user.collect(self.kernel(), observer, self.library)
         return {one.id: one for one in found}
 
     def only(self, name: str) -> dict[str, Any]:
@@ -96,8 +154,18 @@ class Guest(FakeKernel):
         (anomaly,) = anomalies
         return dict(anomaly)
 
+    def cache(self, *pages: int) -> None:
+        """Let the page cache hold these frames of the file, from its first page on."""
+        node = self.make("xa_node")
+        for index, paddr in enumerate(pages):
+            self.guest.put_u64(node + 40 + 8 * index, self.page(paddr) if paddr else 0)
+        self.guest.put_u64(self.file + 8 + 8, node + 2)
+
 
 ANONYMOUS, FILES, PRELOAD = "user.exec.anonymous", "user.exec.files", "user.preload"
+CODE_FACT = "user.code"
+PAGES = (b"\1" * 4096, b"\2" * 4096, b"the end")
+PROGRAM = b"".join(PAGES)
 
 
 @pytest.fixture
@@ -207,3 +275,115 @@ def test_a_file_without_a_directory_entry_goes_by_its_inode(fake: Guest) -> None
 def test_wild_pointers_are_unknown(fake: Guest) -> None:
     fake.put(fake.file, "address_space", "host", 0x10)
     assert fake.findings()[FILES].outcome is Outcome.UNKNOWN
+
+
+def test_a_page_that_no_mapping_covers_is_found(fake: Guest) -> None:
+    """Somebody wrote into the page tables; no list of mappings tells of it."""
+    fake.executable(0x700000, fake.file)
+    assert fake.only(ANONYMOUS)["kind"] == "of no mapping"
+
+
+def test_a_page_of_a_mapping_that_may_not_be_executed_is_found(fake: Guest) -> None:
+    fake.area(0x800000, 0x801000, file=fake.open_file, flags=1)
+    fake.executable(0x800000, fake.file)
+    assert fake.only(ANONYMOUS)["kind"] == "of no mapping"
+
+
+def test_anonymous_pages_that_are_not_in_memory_are_counted(fake: Guest) -> None:
+    details = fake.findings()[ANONYMOUS].details
+    assert details["anonymous_pages_not_in_memory"] == 2  # of the mapping at 0x500000
+
+
+class Program(Guest):
+    """Its first page is executed, its second and last are in the page cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.library = Library("/bin/sh", PROGRAM)
+        self.cached = [self.text, self.guest.frame(), self.guest.frame()]
+        for frame, content in zip(self.cached, PAGES, strict=True):
+            self.guest.memory.write(frame, content)
+        self.cache(*self.cached)
+
+
+@pytest.fixture
+def program() -> Program:
+    return Program()
+
+
+def test_code_that_is_the_packages_passes(program: Program) -> None:
+    found = program.findings()[CODE_FACT]
+    assert found.outcome is Outcome.PASS
+    assert found.details["files"] == ["/bin/sh"]
+    assert found.details["executed_pages_compared"] == 1
+    assert found.details["cached_pages_compared"] == 2
+    assert found.details["pages_not_in_memory"] == 0
+
+
+def test_without_packages_nothing_is_said_of_code(fake: Guest) -> None:
+    assert CODE_FACT not in fake.findings()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_changed_page_is_found_at_its_place(program: Program, number: int) -> None:
+    program.guest.memory.write(program.cached[number] + 0x123, b"\xcc")
+    found = program.only(CODE_FACT)
+    assert (found["file"], found["offset"]) == ("/bin/sh", f"{4096 * number + 0x123:#x}")
+    assert found["got"].startswith("cc")
+    assert found["bytes"] == 1
+
+
+def test_a_page_behind_the_end_of_the_file_is_found(program: Program) -> None:
+    extra = program.guest.frame()
+    program.guest.memory.write(extra, b"\x90")
+    program.cache(*program.cached, extra)
+    assert program.only(CODE_FACT)["offset"] == "0x3000"
+
+
+def test_pages_that_are_not_in_memory_are_counted(program: Program) -> None:
+    program.cache(program.cached[0])
+    found = program.findings()[CODE_FACT]
+    assert found.outcome is Outcome.PASS
+    assert found.details["pages_not_in_memory"] == 2
+
+
+def test_any_version_that_a_package_has_will_do(program: Program) -> None:
+    program.library = Library("/bin/sh", b"another", PROGRAM)
+    assert program.findings()[CODE_FACT].outcome is Outcome.PASS
+
+
+def test_a_mixture_of_two_versions_is_found(program: Program) -> None:
+    program.library = Library("/bin/sh", PROGRAM, bytes(4096) + PROGRAM[4096:])
+    program.guest.memory.write(program.cached[1], bytes(4096))
+    assert program.only(CODE_FACT)["offset"] == "0x1000"
+
+
+def test_a_file_that_no_package_has_is_unknown(program: Program) -> None:
+    program.library = Library("/bin/other", PROGRAM)
+    found = program.findings()[CODE_FACT]
+    assert found.outcome is Outcome.UNKNOWN
+    assert found.details["without_reference"] == ["/bin/sh"]
+
+
+def test_larger_pages_are_compared_whole(program: Program) -> None:
+    """Three frames in a row under one head, as large folios are."""
+    first = program.guest.frames(3)
+    program.cache(first)
+    for number, content in enumerate(PAGES):
+        program.guest.memory.write(first + 4096 * number, content)
+        if number:
+            tail = program.page(first + 4096 * number)
+            program.put(tail, "page", "compound_head", program.page(first) + 1)
+    assert program.findings()[CODE_FACT].details["cached_pages_compared"] == 2
+    program.guest.memory.write(first + 0x2003, b"!")
+    assert program.only(CODE_FACT)["offset"] == "0x2003"
+
+
+def test_a_private_copy_that_still_is_the_files_passes(program: Program) -> None:
+    copy = program.executable(CODE + 0x1000, 0xFFFF888000001001)
+    program.guest.memory.write(copy, PAGES[1])
+    found = program.findings()
+    assert found[ANONYMOUS].outcome is Outcome.PASS
+    assert found[CODE_FACT].details["equal_copies"] == 1
+    program.guest.memory.write(copy, b"\xcc")
+    assert program.only(ANONYMOUS)["address"] == f"{CODE + 0x1000:#x}"
