@@ -8,7 +8,8 @@ Boot off the other findings are wrong by nature.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from undercroft.appraise.model import Judgement, failed, passed, stated
 from undercroft.base import Finding, Outcome

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeAlias, Union
+
+import msgspec
 
 JsonValue: TypeAlias = Union[  # noqa: UP007 - recursive: needs the runtime form
     bool, int, float, str, Sequence["JsonValue"], Mapping[str, "JsonValue"], None
@@ -21,19 +22,21 @@ class Outcome(enum.Enum):
     FAIL = "fail"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """One checked fact.
 
     ``id`` is stable and dotted (``kernel.text``, ``quote.nonce``); ``summary`` is one sentence
     for a person; ``details`` are values for a program (expected, got, address, rule, ...);
     ``source`` says where the reference for the check came from, if it has one.
+
+    A struct, not a dataclass: a verifier makes some in every appraisal of every guest, and a struct
+    is made in an eighth of the time.  ``msgspec.structs.replace`` copies one with changes.
     """
 
     id: str
     outcome: Outcome
     summary: str
-    details: Mapping[str, JsonValue] = field(default_factory=dict)
+    details: Mapping[str, JsonValue] = msgspec.field(default_factory=dict)
     source: str = ""
 
     def as_json(self) -> dict[str, JsonValue]:

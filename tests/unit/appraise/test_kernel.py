@@ -6,6 +6,7 @@ import importlib.resources
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from undercroft.appraise.kernel import appraise_kernel
 from undercroft.appraise.model import Judgement, verdict_of
@@ -82,7 +83,7 @@ def test_a_kernel_known_by_observation_counts_for_less() -> None:
 @pytest.mark.parametrize("fact", DEFAULT.secure_kernel.facts)
 def test_each_demanded_fact_must_be_there_and_certain(fact: str) -> None:
     def changed(outcome: Outcome) -> SecureKernelRecord:
-        facts = [replace(f, outcome=outcome) if f.id == fact else f for f in RECORD.facts]
+        facts = [structs.replace(f, outcome=outcome) if f.id == fact else f for f in RECORD.facts]
         return replace(RECORD, facts=tuple(facts))
 
     missing = replace(RECORD, facts=tuple(f for f in RECORD.facts if f.id != fact))
@@ -109,7 +110,7 @@ def test_facts_that_nobody_demanded_count_only_if_they_fail() -> None:
     record = replace(RECORD, facts=(*RECORD.facts, extra))
     assert unmet(record=record) == {}
     assert judged(record=record)["kernel.extra"].tier is None
-    failing = replace(RECORD, facts=(replace(extra, outcome=Outcome.FAIL),))
+    failing = replace(RECORD, facts=(structs.replace(extra, outcome=Outcome.FAIL),))
     assert unmet(record=failing, policy=NOTHING)["kernel.extra"].tier is Tier.CONTRAINDICATED
 
 

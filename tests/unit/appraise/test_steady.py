@@ -79,7 +79,7 @@ def test_going_on_says_what_the_whole_says(
                 guest.ima.violation("/log")
             else:
                 guest.ima.measure(name, guest.files.get(name, b"evil"))
-        guest.facts = (*guest.facts[:-1], replace(guest.facts[-1], outcome=text))
+        guest.facts = (*guest.facts[:-1], msgspec.structs.replace(guest.facts[-1], outcome=text))
         challenge = guest.challenge(nonce=bytes([number]) * 16)
         evidence = later(session, guest, challenge)
         session = SteadySession(guest.trust, RULES, parse_steady_state(_state(session).encode()))

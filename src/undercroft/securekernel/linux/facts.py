@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from undercroft.base import Finding, FormatError, JsonValue, MemoryFault, Outcome
 from undercroft.securekernel.arch.x86_64.walk import WalkTooLargeError
@@ -122,7 +122,8 @@ def _conclude(
     found = _unsettled(spec, looks, failures)
     if waiting and spec.patient and found.outcome is Outcome.FAIL:
         why = "it may yet be lawful: the guest did not come to rest in time"
-        return replace(found, outcome=Outcome.UNKNOWN, summary=f"{spec.failed}, but {why}")
+        summary = f"{spec.failed}, but {why}"
+        return Finding(found.id, Outcome.UNKNOWN, summary, found.details, found.source)
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from undercroft.base import Finding, FormatError, Nonce, Outcome
 from undercroft.formats import cbor
@@ -84,7 +85,7 @@ def test_refused(data: bytes, reason: str) -> None:
 
 
 def test_details_without_an_encoding_are_our_own_mistake() -> None:
-    fact = replace(FACT, details={"x": float("nan")})
+    fact = structs.replace(FACT, details={"x": float("nan")})
     with pytest.raises(ValueError, match="subset"):
         encode_record(replace(RECORD, facts=(fact,)))
 
