@@ -133,7 +133,15 @@ def _secure_kernel(
 ) -> AbstractContextManager[SecureKernel | TrappedKernel]:
     """Return a secure kernel beside the guest, with write traps if time is given to them."""
     if not traps:
-        return nullcontext(SecureKernel(opened.guest, opened.image, opened.kernel.library))
+        return nullcontext(
+            SecureKernel(opened.guest, opened.image, opened.kernel.library, opened.files)
+        )
     if not isinstance(opened.guest, QemuGuest):
         raise EnvironmentFault("only a guest of QEMU can be trapped", where=opened.guest.name)
-    return TrappedKernel(opened.guest, opened.image, Mode.OBSERVE, library=opened.kernel.library)
+    return TrappedKernel(
+        opened.guest,
+        opened.image,
+        Mode.OBSERVE,
+        library=opened.kernel.library,
+        files=opened.files,
+    )

@@ -217,6 +217,7 @@ def attach(
             opened.image,
             traps,
             library=opened.kernel.library,
+            files=opened.files,
             log=traps_log,
             snapshot=snapshot,
             second=second,

@@ -20,6 +20,7 @@ from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.linux import cpu_state
 from undercroft.securekernel.linux.facts import Observer
 from undercroft.securekernel.linux.modules_text import ModuleLibrary
+from undercroft.securekernel.linux.usercode import FileLibrary
 from undercroft.securekernel.traps.attach import find_uncovered, guard_kernel
 from undercroft.securekernel.traps.guard import EPOCH_S, Guard, GuardStatus, Mode
 from undercroft.securekernel.traps.modules import ModuleWatch
@@ -48,13 +49,14 @@ class TrappedKernel(SecureKernel):
         mode: Mode,
         *,
         library: ModuleLibrary | None = None,
+        files: FileLibrary | None = None,
         log: Path | None = None,
         snapshot: Path | None = None,
         second: QemuGuest | None = None,
         more: Sequence[str] = (),
         epoch_s: float = EPOCH_S,
     ) -> None:
-        super().__init__(guest, image, library)
+        super().__init__(guest, image, library, files)
         self._qemu = guest
         self._mode = mode
         self._log = log
