@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from undercroft.base import FormatError, HashAlgorithm
 from undercroft.formats.pe import parse_pe
+from undercroft.testing.bootdisk import make_pe
 
 _PE_AT = 0x40
 _HEADERS = 0x200
@@ -141,3 +142,10 @@ def test_one_changed_byte_never_escapes_as_another_error(offset: int, value: int
     data[offset] = value
     with contextlib.suppress(FormatError):
         parse_pe(bytes(data)).authenticode()
+
+
+def test_a_long_section_name_stands_in_the_string_table() -> None:
+    image = make_pe({".vendor_cert": b"certificate", ".text": b"code"})
+    assert parse_pe(image).section(".vendor_cert") == b"certificate"
+    # Cut off, its name is all that is left.
+    assert next(s.name for s in parse_pe(image[: -len(b"....vendor_cert\0")]).sections) == "/4"

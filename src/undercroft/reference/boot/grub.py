@@ -411,6 +411,7 @@ class _Run:
             if not entry.submenu:
                 return
             wanted = wanted or "0"
+        raise FormatError(_NAME, 0, "menus without end", expected=f"at most {_MAX_DEPTH}")
 
 
 def _chosen(menu: list[_Entry], wanted: str) -> _Entry:
