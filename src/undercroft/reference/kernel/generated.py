@@ -7,7 +7,7 @@ cannot be computed without a compiler (BPF's JIT output) is not here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -106,33 +106,52 @@ def probe_slot(probe: Probe, canvas: Canvas) -> Generated | None:
     return Generated("kprobe slot", probe.slot, (boosted, copied + b"\xcc"))
 
 
-def probe_detour(image: KernelImage, probe: Probe, canvas: Canvas) -> Generated | None:
-    """Rebuild an optimised kprobe's detour: arch_prepare_optimized_kprobe() in kprobes/opt.c."""
-    names = ("entry", "clac", "val", "call", "end")
-    marks = [image.find(f"optprobe_template_{name}") for name in names]
-    callback = image.find("optimized_callback")
-    if probe.buffer is None or callback is None or any(mark is None for mark in marks):
+def probe_detour(
+    image: KernelImage, text: Canvas, probe: Probe, canvas: Canvas
+) -> Generated | None:
+    """Rebuild an optimised kprobe's detour: arch_prepare_optimized_kprobe() in kprobes/opt.c.
+
+    ``text`` is the kernel's, which has the template; ``canvas`` the code that is probed.
+    """
+    bodies = None
+    if probe.buffer is not None:
+        bodies = _detour_bodies(image, text, probe.buffer, probe.address)
+    if probe.buffer is None or bodies is None:
         return None
-    entry, clac, value, call, end = (mark for mark in marks if mark is not None)
-    body = bytearray(canvas.get(entry, end - entry))
-    body[value - entry : value - entry + 10] = b"\x48\xbf" + probe.address.to_bytes(8, "little")
-    at = call - entry
-    body[at : at + 5] = b"\xe8" + _s32(callback - (probe.buffer + at) - 5)
+    size = len(bodies[0])
     copied = b""
     while len(copied) < 5:
-        part = _copy(canvas, probe.site + len(copied), probe.buffer + len(body) + len(copied))
+        part = _copy(canvas, probe.site + len(copied), probe.buffer + size + len(copied))
         if part is None:
             return None
         copied += part
-    back = probe.site + len(copied) - (probe.buffer + len(body) + len(copied)) - 5
+    back = probe.site + len(copied) - (probe.buffer + size + len(copied)) - 5
     tail = copied + b"\xe9" + _s32(back)
+    return Generated("kprobe detour", probe.buffer, tuple(body + tail for body in bodies))
+
+
+def _detour_bodies(
+    image: KernelImage, text: Canvas, start: int, address: int
+) -> tuple[bytes, bytes] | None:
+    """Return the filled template for the probe at ``address``, without and with SMAP."""
+    names = ("entry", "clac", "val", "call", "end")
+    marks = [image.find(f"optprobe_template_{name}") for name in names]
+    callback = image.find("optimized_callback")
+    if callback is None or any(mark is None for mark in marks):
+        return None
+    entry, clac, value, call, end = (mark for mark in marks if mark is not None)
+    body = bytearray(text.get(entry, end - entry))
+    body[value - entry : value - entry + 10] = b"\x48\xbf" + address.to_bytes(_POINTER, "little")
+    at = call - entry
+    body[at : at + 5] = b"\xe8" + _s32(callback - (start + at) - 5)
     smap = bytearray(body)
     smap[clac - entry : clac - entry + 3] = _CLAC
-    return Generated("kprobe detour", probe.buffer, (bytes(body) + tail, bytes(smap) + tail))
+    return bytes(body), bytes(smap)
 
 
 def given_back(
     image: KernelImage,
+    text: Canvas,
     code: Callable[[int], Canvas | None],
     start: int,
     content: bytes,
@@ -147,7 +166,12 @@ def given_back(
     expected code that a position falls in).  Nothing says that of one instruction before an
     INT3, nor of a module that is gone.
     """
-    first = _template_size(image) if detour else 0
+    first = 0
+    if detour:
+        bodies = _left_bodies(image, text, start, content)
+        first = len(bodies[0]) if bodies is not None else 0
+        if bodies is None or content[:first] not in bodies:
+            return False
     at = first
     while at < len(content) and (at == first or content[at] not in (_JMP32, _INT3)):
         insn = decode(content[at : at + 15])
@@ -163,18 +187,24 @@ def given_back(
     canvas = code(site)
     if canvas is None:
         return True
-    probe = Probe(0, site, 0, 0, (), start, None, b"", start)
-    if not detour:
-        piece = probe_slot(probe, canvas)
-    else:
-        value = image.offset("optprobe_template_val") - image.offset("optprobe_template_entry") + 2
-        address = int.from_bytes(content[value : value + _POINTER], "little")
-        piece = probe_detour(image, replace(probe, address=address), canvas)
-    return piece is not None and any(content.startswith(form) for form in piece.forms)
+    copied = b""
+    while len(copied) < at - first:
+        part = _copy(canvas, site + len(copied), start + first + len(copied))
+        if part is None:
+            return False
+        copied += part
+    return content[first:at] == copied
 
 
-def _template_size(image: KernelImage) -> int:
-    return image.offset("optprobe_template_end") - image.offset("optprobe_template_entry")
+def _left_bodies(
+    image: KernelImage, text: Canvas, start: int, content: bytes
+) -> tuple[bytes, bytes] | None:
+    """Return the filled template for whatever probe the slot was for."""
+    entry, value = (image.find(f"optprobe_template_{name}") for name in ("entry", "val"))
+    if entry is None or value is None:
+        return None
+    at = value - entry + 2
+    return _detour_bodies(image, text, start, int.from_bytes(content[at : at + 8], "little"))
 
 
 def _copy(canvas: Canvas, site: int, to: int) -> bytes | None:

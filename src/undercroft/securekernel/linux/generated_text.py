@@ -151,20 +151,21 @@ class GeneratedCode:
         self, page: kprobes.SlotPage, content: bytes, mine: list[Generated], odd: list[int]
     ) -> list[int]:
         """Drop what probes that are gone have left in their slots, and behind shorter copies."""
-        image = self._replay.image
         ends = {piece.start: _end(piece, content, page.start) for piece in mine}
         kept = []
         for at in odd:
             slot = page.start + (at - page.start) // page.slot * page.slot
             held = content[slot - page.start :][: page.slot]
-            lawful = (
-                at >= ends[slot]
-                if slot in ends
-                else generated.given_back(image, self._code, slot, held, detour=page.detours)
-            )
+            lawful = at >= ends[slot] if slot in ends else self._left(page, slot, held)
             if not lawful:
                 kept.append(at)
         return kept
+
+    def _left(self, page: kprobes.SlotPage, slot: int, held: bytes) -> bool:
+        replay = self._replay
+        return generated.given_back(
+            replay.image, replay.canvas, self._code, slot, held, detour=page.detours
+        )
 
     def _pieces(self, guest: GuestStructs) -> Iterator[Generated]:
         image, choices = self._replay.image, self._replay.choices
@@ -182,7 +183,7 @@ class GeneratedCode:
                 continue
             for piece in (
                 generated.probe_slot(probe, canvas),
-                generated.probe_detour(image, probe, canvas),
+                generated.probe_detour(image, self._replay.canvas, probe, canvas),
             ):
                 if piece is not None:
                     yield piece

@@ -129,7 +129,7 @@ def test_a_rip_relative_instruction_in_a_slot(image: KernelImage) -> None:
 
 
 def test_an_optimised_detour(image: KernelImage) -> None:
-    found = generated.probe_detour(image, PROBE, canvas_of(image))
+    found = generated.probe_detour(image, canvas_of(image), PROBE, canvas_of(image))
     assert found is not None
     plain, smap = found.forms
     end = DETOUR + 21
@@ -146,7 +146,69 @@ def test_an_optimised_detour(image: KernelImage) -> None:
     )
     assert plain == expected
     assert smap == expected[:1] + bytes.fromhex("0f01ca") + expected[4:]
-    assert generated.probe_detour(image, replace(PROBE, buffer=None), canvas_of(image)) is None
+    text = canvas_of(image)
+    assert generated.probe_detour(image, text, replace(PROBE, buffer=None), text) is None
+
+
+def test_the_detour_of_a_probe_in_a_module(image: KernelImage) -> None:
+    """The template is the kernel's, the code that is copied the module's."""
+    module = Canvas(0x20_0000, bytearray(bytes.fromhex("8b7f70" + "8b7f70" + "c3").ljust(64)))
+    probe = replace(PROBE, site=0x20_0000)
+    found = generated.probe_detour(image, canvas_of(image), probe, module)
+    assert found is not None
+    assert found.forms[0][21:27] == bytes.fromhex("8b7f708b7f70")
+
+
+def left(image: KernelImage, content: bytes, *, detour: bool = False) -> bool:
+    canvas = canvas_of(image)
+
+    def code(position: int) -> Canvas | None:
+        return canvas if 0 <= position < len(canvas.data) else None
+
+    size = 64 if detour else generated.SLOT_SIZE
+    start = DETOUR if detour else SLOT
+    return generated.given_back(
+        image, canvas, code, start, content.ljust(size, b"\0"), detour=detour
+    )
+
+
+INSTRUCTION = bytes.fromhex("8b7f70")
+
+
+def test_a_slot_that_was_given_back(image: KernelImage) -> None:
+    """Nobody lists the probe any more; the jump behind the copy says where it was."""
+    assert left(image, INSTRUCTION + rel32("e9", SLOT + 3, SITE + 3))
+    assert left(image, INSTRUCTION + rel32("e9", SLOT + 3, SITE + 3) + b"older")
+    assert left(image, INSTRUCTION + b"\xcc")
+    assert left(image, INSTRUCTION + rel32("e9", SLOT + 3, 1 << 30))  # its module is gone
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        bytes.fromhex("8b7f78") + rel32("e9", SLOT + 3, SITE + 3),  # another instruction
+        INSTRUCTION + rel32("e9", SLOT + 3, SITE + 4),  # back to another place
+        INSTRUCTION + INSTRUCTION + rel32("e9", SLOT + 6, SITE + 3),  # two instructions
+        b"\xff" * generated.SLOT_SIZE,
+        b"\x90" * generated.SLOT_SIZE,
+        INSTRUCTION + bytes.fromhex("0f1f8400000000000f1f840000"),
+    ],
+)
+def test_what_no_probe_leaves_in_a_slot(image: KernelImage, content: bytes) -> None:
+    assert not left(image, content)
+
+
+def test_a_detour_that_is_made_or_was_given_back(image: KernelImage) -> None:
+    piece = generated.probe_detour(image, canvas_of(image), PROBE, canvas_of(image))
+    assert piece is not None
+    for form in piece.forms:
+        assert left(image, form, detour=True)
+        assert left(image, form + b"older", detour=True)
+        for at in (0, 16, 22, len(form) - 4):
+            other = bytearray(form)
+            other[at] ^= 1
+            assert not left(image, bytes(other), detour=True)
+    assert not left(image, piece.forms[0][:21] + INSTRUCTION + b"\xcc", detour=True)
 
 
 def test_what_no_piece_explains() -> None:
