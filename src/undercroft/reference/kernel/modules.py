@@ -9,6 +9,7 @@ made when it booted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -122,7 +123,9 @@ class PlacedModule:
     memory: dict[str, Canvas] = field(default_factory=dict)
     unresolved: tuple[str, ...] = ()
     freed: dict[int, int] = field(default_factory=dict)
-    """Where init sections stood before they were freed, as far as the code shows it."""
+    """Where init sections stood before they were freed, as far as what is left shows it."""
+    unknown: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    """By group, (position, size) of what leads into init sections that nothing shows."""
 
     def address(self, section: int) -> int | None:
         """Return the virtual address of a section, or None if it does not stay loaded."""
@@ -206,6 +209,7 @@ def relocate(placed: PlacedModule, exported: Mapping[str, int]) -> None:
     is left out and named in ``unresolved``; so is what leads into freed init sections.
     """
     values, known, missing = _values(placed, exported)
+    placed.unknown.clear()
     for table in placed.module.relocations:
         where = placed.layout.places.get(table.section)
         if where is None:
@@ -220,6 +224,11 @@ def relocate(placed: PlacedModule, exported: Mapping[str, int]) -> None:
         value = values[table.symbol] + table.addend.astype(np.uint64)
         at = np.uint64(address) + table.offset
         inside = (placed.position(address) - group.start) + table.offset.astype(np.int64)
+        lost = ~usable & (table.type != R_NONE)
+        placed.unknown.setdefault(where[0], []).extend(
+            (group.start + at_byte, 8 if kind in (R_64, R_PC64) else 4)
+            for at_byte, kind in zip(inside[lost].tolist(), table.type[lost].tolist(), strict=True)
+        )
         for kind in np.unique(table.type).tolist():
             mine = usable & (table.type == kind)
             relative = kind in (R_PC32, R_PLT32, R_PC64)
@@ -228,44 +237,98 @@ def relocate(placed: PlacedModule, exported: Mapping[str, int]) -> None:
     placed.unresolved = tuple(missing)
 
 
-def find_freed(placed: PlacedModule, live: Canvas) -> None:
-    """Infer where the init sections stood from the references that code still has to them.
+_SORTED = frozenset(("__mcount_loc", "__ex_table", ".orc_unwind", ".orc_unwind_ip"))
+"""Tables whose entries are no longer where the file has them."""
 
-    Alternatives of init code leave their replacements and helpers in the module's text; those
-    lead to where the init sections were.  All references to one section must agree, so that
-    each section costs one unknown; its code is freed, and the references are never executed.
+
+def find_freed(placed: PlacedModule, live: Mapping[str, Canvas]) -> None:
+    """Infer where the init sections stood from the references that the module still has to them.
+
+    Alternatives of init code leave their replacements and helpers in the module's text, and
+    tables of sites name init code; those lead to where the init sections were.  All references
+    to one section must agree, so that each section costs one unknown; its code is freed, and the
+    references are never executed.  ``live`` are groups of the module as they stand in memory.
     """
+    symbols = placed.module.symbols
+    names = [section.name for section in placed.module.sections]
+    gone = np.array(
+        [
+            0 < symbol.section < len(names) and names[symbol.section].startswith(".init")
+            for symbol in symbols
+        ],
+        dtype=np.bool_,
+    )
     shown: dict[int, list[int]] = {}
     for table in placed.module.relocations:
         where = placed.layout.places.get(table.section)
         address = placed.address(table.section)
-        if where is None or where[0] != "text" or address is None:
+        if where is None or where[0] not in live or address is None:
             continue
+        if names[table.section] in _SORTED:
+            continue
+        mine = gone[table.symbol] & np.isin(table.type, (R_PC32, R_PLT32, R_64))
         rows = zip(
-            table.offset.tolist(),
-            table.type.tolist(),
-            table.symbol.tolist(),
-            table.addend.tolist(),
+            table.offset[mine].tolist(),
+            table.type[mine].tolist(),
+            table.symbol[mine].tolist(),
+            table.addend[mine].tolist(),
             strict=True,
         )
         for offset, kind, index, addend in rows:
-            symbol = placed.module.symbols[index]
-            if kind not in (R_PC32, R_PLT32) or not 0 < symbol.section < len(
-                placed.module.sections
-            ):
-                continue
-            if not placed.module.sections[symbol.section].name.startswith(".init"):
-                continue
-            at = placed.position(address + offset)
-            if not live.start <= at <= live.stop - 4:
-                continue
-            distance = int.from_bytes(live.get(at, 4), "little", signed=True)
-            base = address + offset + distance - addend - symbol.value
-            shown.setdefault(symbol.section, []).append(base & _MASK64)
+            base = _shown_base(live[where[0]], placed.position(address + offset), kind)
+            if base is not None:
+                base += (0 if kind == R_64 else address + offset) - addend - symbols[index].value
+                shown.setdefault(symbols[index].section, []).append(base & _MASK64)
+    if "rodata" in live:
+        for section, base in _traced_init(placed, live["rodata"], gone):
+            shown.setdefault(section, [base])
     for section, bases in shown.items():
         best = max(set(bases), key=bases.count)
         if best % max(placed.module.sections[section].alignment, 1) == 0:
             placed.freed[section] = best
+
+
+def _traced_init(
+    placed: PlacedModule, live: Canvas, gone: npt.NDArray[np.bool_]
+) -> list[tuple[int, int]]:
+    """Return (section, base) of the one init section that ``__mcount_loc`` has functions of.
+
+    The table is sorted in memory: what is left of it when all that is known is taken away are
+    the init section's functions, in their order.
+    """
+    section = placed.module.elf.by_name.get("__mcount_loc")
+    address = placed.address(section.index) if section is not None else None
+    table = next(
+        (t for t in placed.module.relocations if section and t.section == section.index), None
+    )
+    if section is None or address is None or table is None:
+        return []
+    at = placed.position(address)
+    if not live.start <= at <= live.stop - section.size:
+        return []
+    left = Counter(np.frombuffer(live.get(at, section.size), dtype="<u8").tolist())
+    init: list[int] = []
+    where: set[int] = set()
+    for index, addend in zip(table.symbol.tolist(), table.addend.tolist(), strict=True):
+        symbol = placed.module.symbols[index]
+        if gone[index]:
+            where.add(symbol.section)
+            init.append(symbol.value + addend)
+        elif (base := placed.address(symbol.section)) is not None:
+            left[(base + symbol.value + addend) & _MASK64] -= 1
+    found = sorted(left.elements())
+    bases = {value - offset for value, offset in zip(found, sorted(init), strict=False)}
+    if len(where) != 1 or len(found) != len(init) or len(bases) != 1:
+        return []
+    return [(where.pop(), bases.pop())]
+
+
+def _shown_base(live: Canvas, at: int, kind: int) -> int | None:
+    """Return what a relocation left at a position: a distance, or an address if it is R_64."""
+    size = 8 if kind == R_64 else 4
+    if not live.start <= at <= live.stop - size:
+        return None
+    return int.from_bytes(live.get(at, size), "little", signed=kind != R_64)
 
 
 def _write(group: Canvas, inside: Offsets, value: npt.NDArray[np.uint64], kind: int) -> None:

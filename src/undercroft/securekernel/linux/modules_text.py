@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 from undercroft.base import Finding, FormatError, JsonValue, MemoryFault, Outcome
 from undercroft.formats.kernel import KernelModule
-from undercroft.reference.kernel import modules
+from undercroft.reference.kernel import module_rodata, modules
 from undercroft.reference.kernel.canvas import Canvas
-from undercroft.reference.kernel.explain import Mismatch, Owner
+from undercroft.reference.kernel.explain import Mismatch, Owner, find_mismatches
 from undercroft.reference.kernel.guest import GuestStructs, GuestValues
 from undercroft.reference.kernel.module_replay import ModuleReplay, replay_module
 from undercroft.reference.kernel.modules import PlacedModule
@@ -59,6 +59,8 @@ class _Proved:
     replay: ModuleReplay
     region: Region
     owner: Owner
+    constants: list[tuple[Region, Canvas]]
+    """Where the module's constants are, and what must stand there."""
     at_rest: bool = False
     """Whether no patch was in progress at the last look."""
 
@@ -69,9 +71,11 @@ class _Look:
 
     live: list[LoadedModule]
     size: int
+    constant_size: int
     unknown: list[str]
     problems: dict[LoadedModule, str]
     mismatches: list[Mismatch]
+    constants: list[Mismatch]
 
 
 class ModuleProofs:
@@ -155,18 +159,21 @@ class ModuleProofs:
         known = [module for module in live if self._file(module.name) is not None]
         problems = self._build(known)
         mismatches: list[Mismatch] = []
-        total = 0
+        constants: list[Mismatch] = []
+        total = fixed = 0
         for module in known:
             proved = self._proved.get(module)
             if proved is not None:
                 total += proved.region.mapped.size
+                fixed += sum(region.mapped.size for region, _ in proved.constants)
                 try:
                     mismatches += self._compare(proved)
+                    constants += self._compare_constants(proved)
                 except MemoryFault as fault:
                     problems[module] = f"its code cannot be read: {fault}"
         hidden = [module for module in live if module.hides_sections]
         problems |= dict.fromkeys(hidden, "it has no section attributes")
-        return _Look(live, total, unknown, problems, mismatches)
+        return _Look(live, total, fixed, unknown, problems, mismatches, constants)
 
     def _file(self, name: str) -> KernelModule | None:
         if name not in self._files:
@@ -257,7 +264,10 @@ class ModuleProofs:
     ) -> str:
         region = self._region(placed.text.start, placed.text.stop)
         live = region.copy()
-        modules.find_freed(placed, live)
+        rodata = self._group(placed, "rodata")
+        constants = rodata.copy() if rodata is not None else None
+        groups = {"text": live} | ({"rodata": constants} if constants is not None else {})
+        modules.find_freed(placed, groups)
         modules.relocate(placed, exported)
         if placed.unresolved:
             names = ", ".join(placed.unresolved[:4])
@@ -266,10 +276,46 @@ class ModuleProofs:
         replayed.follow(values, live)
         symbols = replayed.symbols
         owner = Owner(loaded.name, lambda at: symbols.locate(at & _MASK64), placed.text.stop)
-        proved = _Proved(loaded, replayed, region, owner)
+        proved = _Proved(loaded, replayed, region, owner, [])
+        if rodata is not None and constants is not None:
+            wide = self._replay.image.sites.alternatives.wide
+            expected = module_rodata.expected_rodata(placed, constants, wide=wide)
+            proved.constants.append((rodata, expected))
+        self._add_jump_table(proved)
+        for where, expected in proved.constants:
+            where.refresh(expected)
         self._take(proved)
         self._proved[loaded] = proved
         return ""
+
+    def _group(self, placed: PlacedModule, name: str) -> Region | None:
+        group = placed.memory.get(name)
+        return self._region(group.start, group.stop) if group is not None and group.data else None
+
+    def _add_jump_table(self, proved: _Proved) -> None:
+        placed = proved.replay.placed
+        group = self._group(placed, "ro_after_init")
+        if group is None:
+            return
+        table = module_rodata.expected_jump_table(placed, group.copy())
+        if table is not None:
+            proved.constants.append((self._region(table.start, table.stop), table))
+
+    def _compare_constants(self, proved: _Proved) -> list[Mismatch]:
+        """Compare what never changes; what differs is looked at again in a guest held still."""
+        different = [part for part in proved.constants if not _equal(*part)]
+        if not different:
+            return []
+        mismatches: list[Mismatch] = []
+        with self._settler.paused():
+            if not self._is_there(proved.loaded):
+                return []
+            for region, expected in different:
+                region.remap()
+                region.refresh(expected)
+                live, base = region.copy(), self._values().base
+                mismatches += find_mismatches(expected, live, base, proved.owner)
+        return mismatches
 
     def _compare(self, proved: _Proved) -> list[Mismatch]:
         region = proved.region
@@ -334,6 +380,13 @@ class ModuleProofs:
         return None
 
 
+def _equal(region: Region, expected: Canvas) -> bool:
+    if not region.unchanged():
+        region.remap()
+        region.refresh(expected)
+    return region.equal()
+
+
 def _read(guest: GuestStructs, at: int) -> LoadedModule:
     types = guest.types
     raw = guest.raw(at, "module", "name", _NAME_SIZE)
@@ -360,25 +413,35 @@ def _read(guest: GuestStructs, at: int) -> LoadedModule:
 
 
 def _finding(look: _Look, problems: Mapping[str, str]) -> Finding:
-    live, size, unknown, mismatches = look.live, look.size, look.unknown, look.mismatches
+    live, size, unknown = look.live, look.size, look.unknown
+    mismatches = [*look.mismatches, *look.constants]
     unexplained = sum(len(each.offsets) for each in mismatches)
     details: dict[str, JsonValue] = {
         "modules": [module.name for module in live],
         "bytes": size,
+        "constant_bytes": look.constant_size,
         "unexplained": unexplained,
         "without_reference": list(unknown),
         "problems": dict(problems),
     }
     if mismatches:
-        details["mismatches"] = [each.as_json() for each in mismatches[:_LISTED]]
+        shown = [
+            *(each.as_json() for each in look.mismatches[:_LISTED]),
+            *(each.as_json(code=False) for each in look.constants[:_LISTED]),
+        ]
+        details["mismatches"] = list(shown)
     if mismatches or problems:
         outcome = Outcome.FAIL
         names = list(dict.fromkeys([*(each.owner for each in mismatches), *problems]))
-        summary = f"the code of {', '.join(names[:6])} is not what its package has"
+        what = "code" if look.mismatches or problems else "constant data"
+        summary = f"the {what} of {', '.join(names[:6])} is not what its package has"
     elif unknown:
         outcome = Outcome.UNKNOWN
         summary = f"no package has {', '.join(unknown[:6])}: nothing can be said of its code"
     else:
         outcome = Outcome.PASS
-        summary = f"all {size:,} bytes of code of {len(live)} modules are explained"
+        summary = (
+            f"all {size:,} bytes of code and {look.constant_size:,} of constants of {len(live)} "
+            "modules are explained"
+        )
     return Finding(FINDING, outcome, summary, details)

@@ -127,7 +127,7 @@ def test_init_code_is_found_by_what_still_refers_to_it() -> None:
     for offset in (1, 9):
         distance = init + 0x10 - 4 - (BASE + offset)
         live.data[offset : offset + 4] = distance.to_bytes(4, "little")
-    modules.find_freed(result, live)
+    modules.find_freed(result, {"text": live})
     relocate(result, {})
     assert result.text.data[:0x20] == live.data[:0x20]
     assert list(result.freed.values()) == [init]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 import pytest
 
 from undercroft.base import Finding, Outcome
 from undercroft.formats.kernel import load_kernel, parse_module
+from undercroft.securekernel.arch.x86_64.paging import AddressSpace
 from undercroft.securekernel.linux import modules_text, text
 from undercroft.securekernel.linux.text import KernelTextProof
 from undercroft.testing import tinylinux as t
@@ -41,6 +43,9 @@ STRUCTS = {
         )
     },
 }
+
+
+RODATA, JUMP_TABLE = BASE + 0x1000, BASE + 0x2000
 
 
 def tiny_module() -> TinyModule:
@@ -106,6 +111,7 @@ class Loaded:
         tail = t.FEATURE.to_bytes(2, "little") + (b"\0\0" if wide else b"") + bytes((5, 3))
         table.data[8 : 8 + len(tail)] = tail
         del table.data[8 + len(tail) :]
+        self.tail = tail
         self.this = BASE + 0x3000 if not wide else BASE + 0x10000
         variables = self.linux.variables
         variables[HEAD] = (self.this + 8, 8)
@@ -125,6 +131,10 @@ class Loaded:
         label = rel32("e9", BASE + 15, BASE + 5)
         code = (thunk + call + bytes.fromhex("0f01ca6690") + label).ljust(0x40, b"\xcc")
         guest.write(BASE, code + bytes.fromhex("0f01ca"))
+        sites = struct.pack("<iii", -0x1000, 10 - 0x1004, 0x40 - 0x1008)
+        guest.write(RODATA, sites + self.tail)
+        entry = struct.pack("<iiq", 15 - 0x2000, 5 - 0x2004, at(t.KEY) - (BASE + 0x2008))
+        guest.write(JUMP_TABLE, entry)
         guest.put_u64(self.this + 8, at(HEAD))
         guest.put_u64(self.this + 16, at(HEAD))
         guest.write(self.this + 24, b"tiny\0")
@@ -171,6 +181,22 @@ def test_an_honest_module(loaded: Loaded) -> None:
     assert proof.modules.ranges() == [(BASE, BASE + PAGE_SIZE, "tiny")]
     assert proof.modules.live_copy("tiny") is not None
     assert proof.modules.live_copy("other") is None
+
+
+@pytest.mark.parametrize("address", [RODATA, RODATA + 5, RODATA + 0x800, JUMP_TABLE + 9])
+def test_one_changed_byte_of_the_constants(loaded: Loaded, address: int) -> None:
+    proof = loaded.proof()
+    assert checked(proof).details["constant_bytes"] == PAGE_SIZE + 16
+    guest = loaded.linux.guest
+    space = AddressSpace(guest.memory, guest.cr3, guest.la57)
+    before = space.read(address, 1)
+    guest.write(address, bytes((before[0] ^ 1,)))
+    finding = checked(proof)
+    assert finding.outcome is Outcome.FAIL
+    assert finding.summary == "the constant data of tiny is not what its package has"
+    assert f"'address': '{address:#x}'" in str(finding.details["mismatches"])
+    guest.write(address, before)
+    assert checked(proof).outcome is Outcome.PASS
 
 
 @pytest.mark.parametrize("offset", [0, 6, 11, 16, 0x20, 0x41, 0x800])
