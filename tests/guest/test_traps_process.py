@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,13 @@ import pytest
 from undercroft.base import EnvironmentFault, MemoryFault
 from undercroft.securekernel.guest import GuestGone
 from undercroft.securekernel.traps.inject import remote_syscall, syscall_instruction
-from undercroft.securekernel.traps.writetrap import PAGE, HostRange, TrappedWrite, WriteTraps
+from undercroft.securekernel.traps.writetrap import (
+    DEVICE,
+    PAGE,
+    HostRange,
+    TrappedWrite,
+    WriteTraps,
+)
 
 pytestmark = pytest.mark.guest
 
@@ -34,6 +42,18 @@ for line in sys.stdin:
         ram[int(arguments[0])] = int(arguments[1])
     print("done", ram[int(arguments[0])], len(os.listdir("/proc/self/fd")), flush=True)
 """
+BORROWER = """
+import array, ctypes, mmap, os, socket, sys
+ours = socket.socket(fileno=int(sys.argv[1]))
+os.setgid(65534); os.setuid(65534)
+""" + VICTIM.replace(
+    "for line in sys.stdin:",
+    """
+_, data, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
+print(array.array("i", data[0][2])[0], flush=True)
+for line in sys.stdin:""",
+)
+"""The same as nobody, which takes one descriptor first."""
 GUEST_BASE = 0x100000
 
 
@@ -63,6 +83,24 @@ def victim() -> Iterator[Victim]:
     )
     assert process.stdout
     yield Victim(process, int(process.stdout.readline()))
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def borrower() -> Iterator[tuple[Victim, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen(
+        [sys.executable, "-c", BORROWER, str(theirs.fileno())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=(theirs.fileno(),),
+    )
+    theirs.close()
+    assert process.stdout
+    yield Victim(process, int(process.stdout.readline())), ours
+    ours.close()
     process.kill()
     process.communicate()
 
@@ -140,6 +178,45 @@ def test_memory_outside_the_ranges_is_refused(victim: Victim) -> None:
             traps.protect(GUEST_BASE - 1, 1)
         with pytest.raises(MemoryFault):
             traps.protect(GUEST_BASE + 15 * PAGE, 2 * PAGE)
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or not Path(DEVICE).exists(),
+    reason=f"needs root, and a kernel with {DEVICE} (Linux 6.1)",
+)
+def test_a_hypervisor_without_privileges_borrows_the_device(
+    borrower: tuple[Victim, socket.socket],
+) -> None:
+    victim, ours = borrower
+    lent: list[int] = []
+
+    @contextmanager
+    def lend(descriptor: int) -> Iterator[int]:
+        socket.send_fds(ours, [b"x"], [descriptor])
+        lent.append(int(victim.answer()[0]))
+        yield lent[-1]
+
+    with WriteTraps(victim.process.pid, victim.ranges, lend) as traps:
+        traps.protect(GUEST_BASE, PAGE)
+        victim.ask("write 3 65")
+        write = await_write(traps)
+        assert write.paddr == GUEST_BASE + 3
+        traps.lift(write.page, PAGE)
+        assert victim.answer()[1] == "65"
+    setting = Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip()
+    assert bool(lent) == (setting == "0")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+def test_without_the_device_it_is_refused_with_a_remedy(
+    borrower: tuple[Victim, socket.socket],
+) -> None:
+    if Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() != "0":
+        pytest.skip("this machine lets everybody create a userfaultfd")
+    victim, _ = borrower
+    with pytest.raises(EnvironmentFault) as caught:
+        WriteTraps(victim.process.pid, victim.ranges)
+    assert DEVICE in caught.value.remedy
 
 
 def test_the_end_of_the_hypervisor_is_noticed(victim: Victim) -> None:

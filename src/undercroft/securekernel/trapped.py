@@ -84,6 +84,7 @@ class TrappedKernel(SecureKernel):
             more=self._more,
             epoch_s=self._epoch_s,
             machine=self._events,
+            lend=self._qemu.lent,
             log=self._log,
             snapshot=self._snapshot,
             on_change=self._note,

@@ -128,6 +128,23 @@ class QemuGuest:
         """Return what a supervisor needs of this guest."""
         return QemuControls(self._qmp_path, self.pid, timeout=self._timeout)
 
+    @contextmanager
+    def lent(self, descriptor: int) -> Iterator[int]:
+        """Give QEMU a copy of our descriptor inside the block; yield its number there."""
+        with self._connected() as session:
+            answer = session.execute("add-fd", descriptor=descriptor)
+            number, copied = (
+                (answer.get("fdset-id"), answer.get("fd"))
+                if isinstance(answer, Mapping)
+                else (0, 0)
+            )
+            if not isinstance(number, int) or not isinstance(copied, int):
+                raise EnvironmentFault("QEMU takes no descriptor", where=self.name, got=str(answer))
+            try:
+                yield copied
+            finally:
+                session.execute("remove-fd", {"fdset-id": number})
+
     def host_ranges(self) -> tuple[HostRange, ...]:
         """Return where QEMU's own address space has each range of guest RAM."""
         with self._connected() as session:

@@ -21,7 +21,7 @@ from undercroft.securekernel.traps.guard import EPOCH_S, Guard, Machine, Mode
 from undercroft.securekernel.traps.judge import TextJudge
 from undercroft.securekernel.traps.regions import kernel_regions, requested_regions
 from undercroft.securekernel.traps.sites import kernel_sites
-from undercroft.securekernel.traps.writetrap import HostRange
+from undercroft.securekernel.traps.writetrap import HostRange, Lend
 
 SYSTEM_RUNNING = 3
 """enum system_states in include/linux/kernel.h, since 5.16."""
@@ -45,6 +45,7 @@ def guard_kernel(
     more: Sequence[str] = (),
     despite_tcg: bool = False,
     machine: Machine | None = None,
+    lend: Lend | None = None,
     epoch_s: float = EPOCH_S,
     log: Path | None = None,
     snapshot: Path | None = None,
@@ -90,6 +91,7 @@ def guard_kernel(
         mode=mode,
         text=judge,
         machine=machine,
+        lend=lend,
         epoch_s=epoch_s,
         log=log,
         snapshot=snapshot,

@@ -39,7 +39,7 @@ from undercroft.securekernel.traps.pages import Pages, runs_of
 from undercroft.securekernel.traps.regions import Region, pages_of
 from undercroft.securekernel.traps.snapshot import save_ram
 from undercroft.securekernel.traps.threads import Threads
-from undercroft.securekernel.traps.writetrap import HostRange, WriteTraps
+from undercroft.securekernel.traps.writetrap import HostRange, Lend, WriteTraps
 
 _T = TypeVar("_T")
 EPOCH_S = 60.0
@@ -112,9 +112,10 @@ class Guard:
 
     ``memory`` reads the guest's RAM; ``ranges`` say where the hypervisor maps it; ``text`` is
     needed if a region is patched.  ``machine`` tells of resets; without it only the writes do,
-    and they are violations.  An epoch ends by itself after ``epoch_s`` seconds; ``log`` gets the
-    epochs as they end.  ``snapshot`` is the file that the mode of that name writes.
-    ``on_change`` is called by the answering thread for every change and must return at once.
+    and they are violations.  ``lend`` is for a hypervisor without privileges.  An epoch ends by
+    itself after ``epoch_s`` seconds; ``log`` gets the epochs as they end.  ``snapshot`` is the
+    file that the mode of that name writes.  ``on_change`` is called by the answering thread for
+    every change and must return at once.
 
     Raises EnvironmentFault if the hypervisor cannot be attached to, GuestGone if it ended.
     """
@@ -129,6 +130,7 @@ class Guard:
         mode: Mode = Mode.OBSERVE,
         text: TextJudge | None = None,
         machine: Machine | None = None,
+        lend: Lend | None = None,
         epoch_s: float = EPOCH_S,
         log: Path | None = None,
         snapshot: Path | None = None,
@@ -157,7 +159,7 @@ class Guard:
         self._pidfd = _open_pidfd(pid)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            self._traps = WriteTraps(pid, ranges)
+            self._traps = WriteTraps(pid, ranges, lend)
         except BaseException:
             os.close(self._pidfd)
             os.close(self._wake)

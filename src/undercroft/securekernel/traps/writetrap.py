@@ -13,10 +13,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import select
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from undercroft.base import EnvironmentFault, MemoryFault
 from undercroft.securekernel.guest import GuestGone
@@ -25,6 +28,9 @@ from undercroft.securekernel.traps.inject import remote_syscall
 from undercroft.securekernel.traps.uffd import Userfaultfd
 
 PAGE = 4096
+DEVICE = "/dev/userfaultfd"
+_SYSCALL_IOCTL = 16
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
 _SYSCALL_CLOSE = 3
 _SYSCALL_PIDFD_GETFD = 438
 
@@ -60,17 +66,25 @@ class LostMemory:
     how: str
 
 
+Lend = Callable[[int], AbstractContextManager[int]]
+"""Gives a process a copy of our descriptor for as long as the block lasts: its number there."""
+
+
 class WriteTraps:
     """Protects pages of guest RAM and hands out the writes that hit them.
 
     Not thread-safe: one thread protects, waits and answers.  Use as a context manager; leaving
     it lifts every protection and lets every waiting writer go on.
+
+    ``lend`` gives the process a descriptor of ours; see :func:`userfaultfd_of`.
     """
 
-    def __init__(self, pid: int, ranges: Sequence[HostRange]) -> None:
+    def __init__(self, pid: int, ranges: Sequence[HostRange], lend: Lend | None = None) -> None:
         self._ranges = sorted(ranges, key=lambda entry: entry.host)
         self._hosts = [entry.host for entry in self._ranges]
-        self._uffd = Userfaultfd(userfaultfd_of(pid))
+        for entry in self._ranges:
+            refuse_huge_pages(pid, entry.host)
+        self._uffd = Userfaultfd(userfaultfd_of(pid, lend))
         self._poll = select.poll()
         self._poll.register(self._uffd.descriptor, select.POLLIN)
         self.lost: list[LostMemory] = []
@@ -152,19 +166,30 @@ class WriteTraps:
         return entry.paddr + host - entry.host
 
 
-def userfaultfd_of(pid: int) -> int:
+def userfaultfd_of(pid: int, lend: Lend | None = None) -> int:
     """Return our descriptor of a new userfaultfd that watches the address space of ``pid``.
+
+    A process without privileges may not create one by itself (vm.unprivileged_userfaultfd).  It
+    may with /dev/userfaultfd (Linux 6.1), whose rights are checked when it is opened: we open it,
+    and ``lend`` it to the process for this one call.
 
     Raises EnvironmentFault, with what to do, if the process may not be traced or is not allowed
     to create one; GuestGone if it ended.
     """
     try:
-        remote = remote_syscall(pid, uffd.SYSCALL_USERFAULTFD, uffd.FLAGS)
+        try:
+            remote = remote_syscall(pid, uffd.SYSCALL_USERFAULTFD, uffd.FLAGS)
+        except PermissionError:
+            if lend is None:
+                raise
+            with _device() as device, lend(device) as number:
+                remote = remote_syscall(pid, _SYSCALL_IOCTL, number, uffd.IOC_NEW, uffd.FLAGS)
     except PermissionError as error:
         raise EnvironmentFault(
             "the hypervisor is not allowed to create a userfaultfd",
             where=f"process {pid}",
-            remedy="set vm.unprivileged_userfaultfd=1, or run the hypervisor with CAP_SYS_PTRACE",
+            remedy="run us as root on Linux 6.1 or later, which has /dev/userfaultfd; or set "
+            "vm.unprivileged_userfaultfd=1",
         ) from error
     except OSError as error:
         raise EnvironmentFault(
@@ -174,6 +199,46 @@ def userfaultfd_of(pid: int) -> int:
         return _copy_descriptor(pid, remote)
     finally:
         remote_syscall(pid, _SYSCALL_CLOSE, remote)
+
+
+@contextmanager
+def _device() -> Iterator[int]:
+    """Open /dev/userfaultfd; PermissionError if it is not there or not for us."""
+    try:
+        descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise PermissionError(error.errno, f"{DEVICE}: {error.strerror}") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def refuse_huge_pages(pid: int, host: int, *, proc: Path = Path("/proc")) -> None:
+    """Raise EnvironmentFault if this memory is of hugetlbfs.
+
+    Its pages are protected whole: every write to 2 MiB would stop a vCPU, and cover would end
+    with the first one that is none of ours.
+    """
+    try:
+        rows = (proc / str(pid) / "smaps").read_text(errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise GuestGone("the hypervisor process ended", where=f"process {pid}") from error
+    except PermissionError:
+        return  # whoever may not read this may not trace the process either, and says so
+    inside = False
+    for row in rows:
+        if match := _MAPPING.match(row):
+            inside = int(match[1], 16) <= host < int(match[2], 16)
+        elif inside and row.startswith("VmFlags:"):
+            if " ht" in row:
+                raise EnvironmentFault(
+                    "the guest's memory consists of huge pages (hugetlbfs), which cannot be "
+                    "trapped page by page",
+                    where=f"process {pid}",
+                    remedy="back the guest with ordinary memory; transparent huge pages are fine",
+                )
+            return
 
 
 def _copy_descriptor(pid: int, remote: int) -> int:
