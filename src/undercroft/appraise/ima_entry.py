@@ -36,6 +36,7 @@ VIOLATION, VIOLATION_STATED = "violation", "violation-stated"
 BUFFER, BUFFER_KNOWN, BUFFER_STATED = "buffer", "buffer-known", "buffer-stated"
 BUFFER_DIGEST, KEXEC, TEMPLATE = "buffer-digest", "kexec", "unknown-template"
 BAD_SIGNATURE = "bad-signature"
+CONFFILE, UNKNOWN_STATED = "changed-conffile", "unknown-stated"
 _KEXEC_EVENTS = frozenset({b"kexec-cmdline", b"kexec_load", b"kexec_execute"})
 
 
@@ -119,13 +120,22 @@ def _file(entry: ImaEntry, digest: FileDigest, judge: ImaJudge) -> EntryVerdict:
     kind = comparison.match.value
     if comparison.match is FileMatch.KNOWN:
         return EntryVerdict(KNOWN, label=judge.references.label(comparison.expected[0].provenance))
+    if comparison.elsewhere and judge.takes_copies(entry.name):
+        return EntryVerdict(KNOWN, label=judge.references.label(comparison.elsewhere[0].provenance))
     if comparison.match is FileMatch.OTHER_CONTENT:
+        if all(expected.conffile for expected in comparison.expected):
+            # Changing it is allowed, so what it holds is unknown rather than wrong.
+            action = judge.rules.conffiles
+            return EntryVerdict(CONFFILE, action, Outcome.UNKNOWN, comparison=comparison)
         # A signature says who made the content, not that it belongs at this path.
         return EntryVerdict(kind, Action.CONTRAINDICATE, Outcome.FAIL, comparison=comparison)
     signed = _signed(entry, digest, judge)
     if signed is not None:
         return signed
-    return EntryVerdict(kind, judge.rules.unknown, Outcome.UNKNOWN, comparison=comparison)
+    action_here = judge.unknown_action(entry.name)
+    if action_here is None:
+        return EntryVerdict(UNKNOWN_STATED)
+    return EntryVerdict(kind, action_here, Outcome.UNKNOWN, comparison=comparison)
 
 
 def _signed(entry: ImaEntry, digest: FileDigest, judge: ImaJudge) -> EntryVerdict | None:
@@ -215,6 +225,8 @@ def _tell_file(
     if comparison.match is FileMatch.OTHER_ALGORITHM:
         return f"{path}: no reference for it is in the algorithm that was measured"
     same = _same_content(entry, comparison)
+    if verdict.kind == CONFFILE:
+        return f"{path} was changed by an administrator, as its package allows{same}"
     if comparison.match is FileMatch.OTHER_CONTENT:
         known = "; ".join(dict.fromkeys(str(e.provenance) for e in comparison.expected))
         return f"{path} is not what it should be ({known}){same}"

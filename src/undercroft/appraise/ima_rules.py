@@ -31,6 +31,10 @@ class ImaRules:
     guest can give a violation any path, so an action milder than ``violation`` for some path is
     an action milder for all.
 
+    ``unknown_at``: what an unknown file does at a path, in place of ``unknown``.  ``elsewhere``:
+    paths where a content is good that is known at any other path.  ``conffiles``: what another
+    content does where the package leaves the content to the administrator.
+
     ``known_buffers``: SHA-256 of the content of buffers (keys, kexec command lines) that are
     known to be good.  ``kexec``: another kernel may have been started since the boot that the
     event log shows.  ``keyring``: keys whose signature is as good as a reference, for paths that
@@ -47,6 +51,9 @@ class ImaRules:
     known_buffers: frozenset[bytes] = frozenset()
     keyring: ImaKeyring = field(default_factory=lambda: ImaKeyring(()))
     max_findings: int = 100
+    unknown_at: tuple[tuple[Pattern, Action | None], ...] = ()
+    elsewhere: tuple[Pattern, ...] = ()
+    conffiles: Action = Action.CONTRAINDICATE
 
 
 def rules_of(policy: Policy) -> ImaRules:
@@ -62,6 +69,9 @@ def rules_of(policy: Policy) -> ImaRules:
         keyring=load_keyring(
             (f"{_NAME} key {number}", key.encode()) for number, key in enumerate(files.keys, 1)
         ),
+        unknown_at=files.unknown_at,
+        elsewhere=files.elsewhere,
+        conffiles=files.conffiles,
     )
 
 
@@ -71,7 +81,17 @@ class ImaJudge:
     ``id`` names what decides: the same list judged by judges of one id has one verdict.
     """
 
-    __slots__ = ("_buffers", "_excluded", "_violations", "affirmed", "id", "references", "rules")
+    __slots__ = (
+        "_buffers",
+        "_elsewhere",
+        "_excluded",
+        "_unknown",
+        "_violations",
+        "affirmed",
+        "id",
+        "references",
+        "rules",
+    )
 
     def __init__(self, rules: ImaRules, references: KnownFiles) -> None:
         self.rules = rules
@@ -79,12 +99,25 @@ class ImaJudge:
         self._excluded = _compiled(rules.exclude)
         self._violations = [(_compiled([p]), action) for p, action in rules.violations]
         self._buffers = [(_compiled([p]), action) for p, action in rules.buffers]
+        self._unknown = [(_compiled([p]), action) for p, action in rules.unknown_at]
+        self._elsewhere = _compiled(rules.elsewhere)
         self.affirmed = frozenset(grade.value for grade in rules.reference.affirm)
         self.id = _identifier(rules, references)
 
     def excludes(self, path: bytes) -> bool:
         """Return whether the path is not to be judged."""
         return bool(self.rules.exclude) and _fits(self._excluded, path)
+
+    def unknown_action(self, path: bytes) -> Action | None:
+        """Return what a file does at this path that no reference speaks of."""
+        return next(
+            (action for pattern, action in self._unknown if _fits(pattern, path)),
+            self.rules.unknown,
+        )
+
+    def takes_copies(self, path: bytes) -> bool:
+        """Return whether content that is known elsewhere is good at this path."""
+        return bool(self.rules.elsewhere) and _fits(self._elsewhere, path)
 
     def violation_action(self, claimed_path: bytes) -> Action | None:
         """Return what a violation that claims this path does."""
@@ -121,5 +154,8 @@ def _identifier(rules: ImaRules, references: KnownFiles) -> bytes:
         [(p, a and a.value) for p, a in rules.buffers],
         sorted(rules.known_buffers),
         sorted(key.encoded for key in rules.keyring.keys),
+        [(p, a and a.value) for p, a in rules.unknown_at],
+        rules.elsewhere,
+        rules.conffiles.value,
     )
     return hashlib.sha256(repr(said).encode() + references.content_id).digest()

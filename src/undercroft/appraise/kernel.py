@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from undercroft.appraise.graded import matched
+from undercroft.appraise.ima import UPDATES
 from undercroft.appraise.model import Judgement, failed, passed, stated
+from undercroft.appraise.rules import answered
 from undercroft.base import Finding, JsonValue, Outcome
 from undercroft.formats.ear import TrustClaim
 from undercroft.formats.evidence import SecureKernelRecord
 from undercroft.policy import Action, Policy
 from undercroft.reference.match import DifferenceKind, KernelDifference, match_kernel
 from undercroft.reference.model import ReferenceSet
+from undercroft.reference.updates import updates_of
 
 CLAIM = TrustClaim.EXECUTABLES
 IDENTITY = "kernel.reference"
@@ -70,6 +73,8 @@ def _identity(record: SecureKernelRecord, references: ReferenceSet, policy: Poli
     if not isinstance(match, KernelDifference):
         summary = f"the running kernel is {match.release}"
         whole = {**details, "vmlinuz": str(match.vmlinuz)}
+        if references.states:
+            whole[UPDATES] = {updates_of(references.states).label(match.provenance).text: 1}
         return matched(IDENTITY, summary, whole, [match.provenance], CLAIM, policy.reference)
     if not record.kernel_build_id:
         what = "the secure kernel could not tell which kernel runs"
@@ -100,4 +105,6 @@ def _fact(fact: Finding, policy: Policy) -> Judgement:
         return passed(fact, CLAIM)
     if fact.outcome is Outcome.FAIL:
         return failed(fact, CLAIM, Action.CONTRAINDICATE)
-    return _undetermined(fact, policy) if fact.id in policy.secure_kernel.facts else stated(fact)
+    if fact.id in policy.secure_kernel.facts and not answered(fact, policy):
+        return _undetermined(fact, policy)
+    return stated(fact)

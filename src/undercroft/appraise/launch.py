@@ -14,11 +14,13 @@ from undercroft.appraise.model import Judgement, failed, passed, stated
 from undercroft.base import (
     Digest,
     Finding,
+    FormatError,
     HashAlgorithm,
     JsonValue,
     Outcome,
     VerificationError,
 )
+from undercroft.formats.descriptor import parse_descriptor
 from undercroft.formats.ear import TrustClaim
 from undercroft.formats.evidence import SecureKernelRecord
 from undercroft.formats.launch import (
@@ -146,8 +148,17 @@ def _event(
     match = match_event(references, pcr, found)
     if isinstance(match, ReferenceValue):
         summary = f"PCR {pcr} has the {event.name} that is known: {match.description}"
+        if event.name == VM_DESCRIPTOR:
+            details |= _devices(event.data)
         return matched(name, summary, details, [match.provenance], CLAIM, policy.reference)
     return _unmatched(name, pcr, event, match, details)
+
+
+def _devices(descriptor: bytes) -> dict[str, JsonValue]:
+    try:
+        return {"devices": dict(parse_descriptor(descriptor).devices)}
+    except FormatError:
+        return {}  # known by its digest, of a form that is not: a rule about devices cannot pass
 
 
 def _unmatched(

@@ -21,7 +21,9 @@ from undercroft.appraise.interval import interval_facts
 from undercroft.appraise.kernel import appraise_kernel
 from undercroft.appraise.launch import appraise_launch
 from undercroft.appraise.model import Appraisal, Judgement, Layer, failed
+from undercroft.appraise.rules import appraise_rules, has_rules
 from undercroft.appraise.secureboot import appraise_secure_boot
+from undercroft.appraise.updates import appraise_updates
 from undercroft.appraise.verified import VerifiedEvidence, time_of, verify_evidence
 from undercroft.base import Finding, Outcome
 from undercroft.formats.evidence import Challenge, SecureKernelRecord
@@ -142,6 +144,15 @@ def assemble(
     references, policy, policy_id = rules
     guest, challenge, counters = said
     seen = time_of(record, challenge)
+    fresh = Layer.of(
+        (
+            state_freshness(challenge, counters, binds_record=record is not None),
+            appraise_time(challenge.issued_at, seen, policy, now),
+        )
+    )
+    layers: tuple[Layer, ...] = (key, fresh, boot, files, kernel)
+    if references.states or has_rules(policy):
+        layers = (*layers, _beyond(layers, references, policy, guest, now))
     return Appraisal(
         guest=guest,
         policy_id=policy_id,
@@ -149,19 +160,18 @@ def assemble(
         nonce=challenge.nonce,
         appraised_at=now,
         expires_at=expiry(seen, policy, now),
-        layers=(
-            key,
-            Layer.of(
-                (
-                    state_freshness(challenge, counters, binds_record=record is not None),
-                    appraise_time(challenge.issued_at, seen, policy, now),
-                )
-            ),
-            boot,
-            files,
-            kernel,
-        ),
+        layers=layers,
     )
+
+
+def _beyond(
+    layers: tuple[Layer, ...], references: ReferenceSet, policy: Policy, guest: str, now: int
+) -> Layer:
+    """Judge what rests on the findings of all layers: updates, and the policy's rules."""
+    judgements = [judgement for layer in layers for judgement in layer.judgements]
+    updates = tuple(appraise_updates(judgements, references, policy, now))
+    rules = appraise_rules((*judgements, *updates), policy, guest, now)
+    return Layer.of((*updates, *rules))
 
 
 def _nothing_to_go_by(references: ReferenceSet, policy: Policy) -> Iterator[Judgement]:

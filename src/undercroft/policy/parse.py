@@ -305,9 +305,11 @@ def encode_policy(policy: Policy) -> str:
         row("secure-kernel", facts=kernel.facts, unknown=kernel.unknown),
         row("reference", affirm=reference.affirm, other=reference.other),
         row("result", validity_s=result.validity_s, max_age_s=result.max_age_s),
-        row("updates", **_fields(policy.updates)),
-        row("running", **_said(**_fields(policy.running))),
     ]
+    if policy.updates != UpdateRules():
+        rows.append(row("updates", **_fields(policy.updates)))
+    if policy.running != RunningRules():
+        rows.append(row("running", **_said(**_fields(policy.running))))
     for rule in policy.rules:
         rows += ["[[rules]]", *(f"{name} = {_toml(text)}" for name, text in _fields(rule).items())]
     return "\n".join(rows) + "\n"

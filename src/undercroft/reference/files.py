@@ -28,12 +28,16 @@ HASHED_LABELS = 2
 
 @dataclass(frozen=True, slots=True)
 class FileReference:
-    """One content that a path may have, and where that is known from."""
+    """One content that a path may have, and where that is known from.
+
+    A ``conffile`` is one that the package leaves to the administrator to change.
+    """
 
     path: bytes
     algorithm: LinuxHash
     digest: bytes
     provenance: Provenance
+    conffile: bool = False
 
 
 class FileMatch(enum.Enum):

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from undercroft.formats.ima import FileDigest
-from undercroft.reference.archive import FileArchive, FileRow
+from undercroft.reference.archive import FileArchive, FileFlag, FileRow
 from undercroft.reference.files import (
     NEAREST,
     FileComparison,
@@ -281,7 +281,13 @@ class LayeredReferences:
 
 def _references(archive: FileArchive, rows: Iterable[FileRow]) -> Iterator[FileReference]:
     for row in rows:
-        yield FileReference(row.path, archive.algorithm, row.digest, row.record.provenance)
+        yield FileReference(
+            row.path,
+            archive.algorithm,
+            row.digest,
+            row.record.provenance,
+            FileFlag.CONFFILE in row.flags,
+        )
 
 
 def file_knowledge(
