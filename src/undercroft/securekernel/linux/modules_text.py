@@ -167,8 +167,9 @@ class ModuleProofs:
                 total += proved.region.mapped.size
                 fixed += sum(region.mapped.size for region, _ in proved.constants)
                 try:
-                    mismatches += self._compare(proved)
-                    constants += self._compare_constants(proved)
+                    code, fixed_data = self._compare_anew(proved, known)
+                    mismatches += code
+                    constants += fixed_data
                 except MemoryFault as fault:
                     problems[module] = f"its code cannot be read: {fault}"
         hidden = [module for module in live if module.hides_sections]
@@ -316,6 +317,24 @@ class ModuleProofs:
                 live, base = region.copy(), self._values().base
                 mismatches += find_mismatches(expected, live, base, proved.owner)
         return mismatches
+
+    def _compare_anew(
+        self, proved: _Proved, known: list[LoadedModule]
+    ) -> tuple[list[Mismatch], list[Mismatch]]:
+        """Compare code and constants; what differs is proved again from the start.
+
+        A module that was taken out and loaded again between two looks has the same addresses,
+        but for its init sections, which leave traces in both (find_freed).
+        """
+        code, constants = self._compare(proved), self._compare_constants(proved)
+        if not code and not constants:
+            return [], []
+        del self._proved[proved.loaded]
+        self._build(known)
+        again = self._proved.get(proved.loaded)
+        if again is None:
+            return code, constants
+        return self._compare(again), self._compare_constants(again)
 
     def _compare(self, proved: _Proved) -> list[Mismatch]:
         region = proved.region

@@ -299,3 +299,39 @@ def test_the_file_of_another_module(loaded: Loaded) -> None:
     """A file that lays out otherwise is not the one that was loaded."""
     loaded.module.sections[1].data += bytes(0x2000)
     assert checked(loaded.proof()).outcome is Outcome.FAIL
+
+
+def test_a_module_that_was_loaded_again_at_the_same_place(loaded: Loaded) -> None:
+    """Its init section, which its code still refers to, was somewhere else this time."""
+    loaded.module.section(".init.text", ALLOC | EXEC, bytes(0x20), alignment=16)
+    loaded.module.symbol("start", ".init.text", 0)
+    loaded.module.relocation(".text", 0x30, R_PC32, "start", -4)
+
+    def refer(start: int) -> None:
+        distance = start - 4 - (BASE + 0x30)
+        loaded.linux.guest.write(BASE + 0x30, distance.to_bytes(4, "little", signed=True))
+
+    refer(BASE + 0x9000)
+    proof = loaded.proof()
+    assert checked(proof).outcome is Outcome.PASS
+    refer(BASE + 0xA000)
+    assert checked(proof).outcome is Outcome.PASS
+    refer(BASE + 0xA001)
+    assert checked(proof).outcome is Outcome.FAIL
+
+
+def test_a_module_that_goes_while_we_look(loaded: Loaded) -> None:
+    """Its code is overwritten, and no longer its own: what we saw last is asked first."""
+    proof = loaded.proof()
+    assert checked(proof).outcome is Outcome.PASS
+    loaded.linux.guest.write(BASE + 0x20, b"\0" * 8)
+    asked: list[float] = []
+
+    def go(seconds: float) -> None:
+        asked.append(seconds)
+        loaded.linux.guest.write(loaded.this, b"\x02")  # MODULE_STATE_GOING
+
+    proof.settler.sleep = go
+    assert checked(proof).outcome is Outcome.PASS
+    assert asked
+    assert checked(proof).details["modules"] == []
