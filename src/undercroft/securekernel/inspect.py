@@ -19,12 +19,16 @@ from undercroft.securekernel.linux import (
     closure,
     cpu_state,
     creds,
+    deferred,
     features,
     hooks,
     inodes,
     modules,
+    modulespace,
+    mounts,
     ops,
     pointers,
+    realmode,
     security,
     tasks,
     user,
@@ -178,7 +182,7 @@ def _closure(kernel: LiveKernel, guest: Guest, observer: Observer, _: State) -> 
 def _targets(kernel: LiveKernel, _: Guest, observer: Observer, state: State) -> Findings:
     return (
         pointers.collect(kernel, state.pointers, observer),
-        *hooks.collect(kernel, observer),
+        *hooks.collect(kernel, observer, {**hooks.KINDS, **deferred.KINDS}),
         *ops.collect(kernel, observer),
         inodes.collect(kernel, observer),
         *bpf.collect(kernel, observer),
@@ -195,7 +199,16 @@ def _defences(kernel: LiveKernel, _: Guest, observer: Observer, state: State) ->
 
 
 def _views(kernel: LiveKernel, _: Guest, observer: Observer, __: State) -> Findings:
-    return (modules.crossview(kernel, observer), tasks.crossview(kernel, observer))
+    return (
+        modules.crossview(kernel, observer),
+        modulespace.collect(kernel, observer),
+        tasks.crossview(kernel, observer),
+        mounts.crossview(kernel, observer),
+    )
+
+
+def _start_code(kernel: LiveKernel, _: Guest, observer: Observer, state: State) -> Findings:
+    return (realmode.collect(kernel, state.proof.image, observer),)
 
 
 def _user_code(kernel: LiveKernel, _: Guest, observer: Observer, state: State) -> Findings:
@@ -212,6 +225,7 @@ LOOKS: tuple[Callable[[LiveKernel, Guest, Observer, State], Findings], ...] = (
     _targets,
     _defences,
     _views,
+    _start_code,
     _user_code,
 )
 """What is looked at besides the kernel's code."""
