@@ -87,25 +87,25 @@ class Records:
     """
 
     def __init__(self) -> None:
-        self._sites = _NONE
-        self._at = _NONE
+        self._known = (_NONE, _NONE)  # sites and addresses: taken and replaced together
 
     def read(self, image: KernelImage, guest: GuestStructs) -> tuple[Positions, Positions]:
         """Read every record: sites in ascending order, and their flags."""
         sites, flags, at = read_records(image, guest)
         order = np.argsort(sites, kind="stable")
-        self._sites, self._at = sites[order], at[order]
-        return self._sites, flags[order]
+        self._known = sites[order], at[order]
+        return sites[order], flags[order]
 
     def read_some(
         self, image: KernelImage, guest: GuestStructs, sites: Positions
     ) -> tuple[Positions, Positions]:
         """Read the records of ``sites`` (ascending): those that have one, and their flags."""
-        where = np.searchsorted(self._sites, sites)
-        if len(where) and where[-1] >= len(self._sites):
+        known, addresses = self._known
+        where = np.searchsorted(known, sites)
+        if len(where) and where[-1] >= len(known):
             return self.read(image, guest)
         flags = []
-        for site, at in zip(sites.tolist(), self._at[where].tolist(), strict=True):
+        for site, at in zip(sites.tolist(), addresses[where].tolist(), strict=True):
             address = at % (1 << 64)
             if guest.values.position(guest.u64(address, "dyn_ftrace", "ip")) != site:
                 return self.read(image, guest)
