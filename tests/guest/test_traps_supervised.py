@@ -72,8 +72,14 @@ def until(condition: Callable[[], bool], limit: float = 120) -> None:
 
 def next_child(process: subprocess.Popen[str], last: int) -> int:
     """Return the secure kernel that was started after ``last``."""
-    until(lambda: bool(children(process.pid)) and children(process.pid)[0] != last)
-    return children(process.pid)[0]
+    found: list[int] = []
+
+    def started() -> bool:
+        found[:] = [child for child in children(process.pid) if child != last]
+        return bool(found)
+
+    until(started)
+    return found[0]
 
 
 def is_running(guest: Guest) -> bool:
@@ -100,6 +106,35 @@ def test_the_guest_stands_still_until_everything_is_proven_again(
         again = next(line for line in lines(process) if line.get("id") == "kernel.text")
         assert again["outcome"] == "pass"
         assert guest.console("echo alive", timeout_s=60) == "alive"
+
+
+def test_evidence_says_for_how_long_nothing_changed(
+    guest: Guest, guest_home: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "UNDERCROFT_HOME": str(guest_home)}
+    # fmt: off
+    command = [
+        sys.executable, "-m", "undercroft.cli", "evidence", "collect", f"qemu:{guest.info.name}",
+        "--traps", "2", "-o", str(tmp_path / "case"), "--json",
+    ]
+    # fmt: on
+    collected = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False
+    )
+    assert collected.stdout, collected.stderr
+    again = subprocess.run(
+        [sys.executable, "-m", "undercroft.cli", "verify", str(tmp_path / "case"), "--json"],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    for document in (json.loads(collected.stdout), json.loads(again.stdout)):
+        facts = {each["id"]: each for each in document["findings"]}
+        unchanged = facts["kernel.unchanged"]
+        if unchanged["outcome"] == "unknown":  # what this machine does not let us look into
+            assert unchanged["details"]["check"] == "interval.uncovered"
+        else:
+            assert unchanged["outcome"] == "pass"
+        assert unchanged["details"]["t1-ns"] - unchanged["details"]["t0-ns"] > 2_000_000_000
+        assert facts["launch.epochs"]["outcome"] == "pass"
 
 
 def test_fifty_deaths_at_random_moments(guest: Guest, guest_home: Path, tmp_path: Path) -> None:
