@@ -19,6 +19,7 @@ from undercroft.reference.kernel.explain import Mismatch, find_mismatches, kerne
 from undercroft.reference.kernel.guest import GuestValues
 from undercroft.reference.kernel.notable import Notable, notable
 from undercroft.reference.kernel.replay import Replay, replay
+from undercroft.reference.kernel.standing import standing
 from undercroft.securekernel.arch.x86_64.paging import AddressSpace
 from undercroft.securekernel.linux.generated_text import GeneratedCode
 from undercroft.securekernel.linux.locate import LocatedKernel, locate
@@ -271,7 +272,8 @@ class KernelTextProof:
         """Return what is lawful but worth knowing, as of the last look at the run-time state."""
         if self.replay is None or self.replay.state is None or self.kernel is None:
             return []
-        return notable(self.image, self.replay.state, self.kernel.base)
+        found = notable(self.image, self.replay.state, self.kernel.base)
+        return [*found, *standing(self.image, self._values())]
 
     def _notable_finding(self) -> Finding:
         found = self.notable()
