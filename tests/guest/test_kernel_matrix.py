@@ -22,6 +22,9 @@ import pytest
 
 from undercroft.base import Finding, Outcome
 from undercroft.reference.kernel.insn import decode
+from undercroft.securekernel.linux import features, realmode
+from undercroft.securekernel.linux.facts import Observer
+from undercroft.securekernel.linux.live import LiveKernel
 from undercroft.securekernel.linux.text import KernelTextProof
 from undercroft.testing.kernelmatrix import (
     FLAVOURS,
@@ -54,6 +57,7 @@ class Result:
     text_bytes: int
     modules: int
     module_bytes: int
+    constant_bytes: int
     unexplained: int
     flips_found: int
     notable: list[str]
@@ -116,7 +120,10 @@ def assert_explained(proof: KernelTextProof) -> dict[str, Finding]:
 
 
 def assert_flips_are_found(guest: MatrixGuest, proof: KernelTextProof, seed: str) -> int:
-    """Flip a byte of kernel text, of a module and of constant data: each is found at its place."""
+    """Flip a byte of kernel text, of a module's code and constants, and of constant data.
+
+    Each is found at its place.
+    """
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
     assert proof.kernel is not None
     size = proof.image.text_size
@@ -124,6 +131,8 @@ def assert_flips_are_found(guest: MatrixGuest, proof: KernelTextProof, seed: str
     ranges = [("kernel.text", proof.kernel.base, proof.kernel.base + size)]
     assert proof.modules is not None
     start, stop, _ = proof.modules.ranges()[0]
+    ranges.append(("kernel.modules.text", start, stop))
+    start, stop, _ = proof.modules.constant_ranges()[0]
     ranges.append(("kernel.modules.text", start, stop))
     start, stop = proof.rodata_addresses()[0]
     ranges.append(("kernel.rodata", start, stop))
@@ -137,6 +146,20 @@ def assert_flips_are_found(guest: MatrixGuest, proof: KernelTextProof, seed: str
         found += 1
         assert_explained(proof)
     return found
+
+
+def assert_processor_is_the_machines(guest: MatrixGuest, proof: KernelTextProof) -> None:
+    """The features that the code shows are those of the CPUID that QEMU shows the guest."""
+    kernel = proof.kernel
+    assert kernel is not None
+    live = LiveKernel(
+        guest.qemu.memory, proof.image, slide=kernel.slide, cr3=kernel.cr3, la57=kernel.la57
+    )
+    for finding in (
+        features.collect(live, proof.replay, guest.qemu.cpuid),
+        realmode.collect(live, proof.image, Observer(guest.qemu.paused)),
+    ):
+        assert finding.outcome is Outcome.PASS, (finding.summary, finding.details)
 
 
 def run_cell(
@@ -156,6 +179,7 @@ def run_cell(
         guest.load_modules()
         proof = guest.attach()
         assert_explained(proof)
+        assert_processor_is_the_machines(guest, proof)
         if activity is not None:
             activity(guest, proof)
         findings = assert_explained(proof)
@@ -166,9 +190,10 @@ def run_cell(
             setting=name,
             package=kernel.package,
             code=code_digest(),
-            text_bytes=proof.image.text_size,
+            text_bytes=proof.image.executable_size,
             modules=len(modules["modules"]),  # type: ignore[arg-type]
             module_bytes=int(modules["bytes"]),  # type: ignore[arg-type]
+            constant_bytes=int(modules["constant_bytes"]),  # type: ignore[arg-type]
             unexplained=0,
             flips_found=flips,
             notable=[each.text for each in proof.notable()],
@@ -278,10 +303,12 @@ def write_page(folder: Path) -> None:
         "# Kernels and settings that are proved",
         "",
         "Written by `./dev test --matrix`; do not edit.  In every cell the kernel's code, its",
-        "constant data and the code of every loaded module were compared byte for byte with what",
-        "the packages say: **0 bytes unexplained**, and a flipped byte in each of the three was",
-        "found at its exact address.  Guests run under QEMU's TCG.  An empty cell has not been",
-        "run.",
+        "constant data, and the code and constants of every loaded module were compared byte for",
+        "byte with what the packages say: **0 bytes unexplained**, and a flipped byte in each of",
+        "the four was found at its exact address.  The processor features that the code shows",
+        "were those of the CPUID that QEMU shows the guest.  The signatures of the kernels lead to",
+        "the distribution's Secure Boot CA (from its package of shim), those of the modules to",
+        "keys inside the kernel.  Guests run under QEMU's TCG.  An empty cell has not been run.",
         "",
         "| setting | " + " | ".join(flavour.name for flavour in FLAVOURS) + " |",
         "|---|" + "---|" * len(FLAVOURS),
@@ -295,10 +322,20 @@ def write_page(folder: Path) -> None:
             for cell in row
         ]
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
-    lines += ["", "| kernel | package | code bytes of modules |", "|---|---|---|"]
+    lines += [
+        "",
+        "| kernel | package | bytes of modules, code | constants | cells run |",
+        "|---|---|---|---|---|",
+    ]
     for flavour in FLAVOURS:
         mine = [row for row in found if row["flavour"] == flavour.name]
         if mine:
-            most = max(row["module_bytes"] for row in mine)
-            lines.append(f"| {flavour.name} | {mine[-1]['package']} | {most:,} |")
+            most = [max(row[key] for row in mine) for key in ("module_bytes", "constant_bytes")]
+            dates = sorted({row["date"] for row in mine})
+            when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+            cells_of = f"{len(mine)} of {len(names)}, {when}"
+            lines.append(
+                f"| {flavour.name} | {mine[-1]['package']} | {most[0]:,} | {most[1]:,} "
+                f"| {cells_of} |"
+            )
     (REPOSITORY / "docs" / "support-matrix.md").write_text("\n".join(lines) + "\n")

@@ -122,6 +122,14 @@ class ModuleProofs:
             for name in (each.loaded.name,)
         ]
 
+    def constant_ranges(self) -> list[tuple[int, int, str]]:
+        """Return (start, stop, name) of the constants of every module proved so far."""
+        return [
+            (region.mapped.vaddr, region.mapped.vaddr + region.mapped.size, each.loaded.name)
+            for each in self._proved.values()
+            for region, _ in each.constants
+        ]
+
     def check(self) -> Finding:
         """Compare every module on the guest's list with its file.
 
