@@ -174,6 +174,7 @@ def paint(
         locks=run_time.locks,
         hooks=tracing.hooks,
         hook_calls=hook_calls,
+        pad=thunks.size if thunks is not None else 0,
     )
     moving = text_poke.moving(image, now, movable, canvas, live)
     if Rule.KPROBE in now.locked:
@@ -181,7 +182,7 @@ def paint(
     announced = now.announced
     if some:  # the others are not asked about, and the guest may be held still for this
         announced &= run_time.sites() | {*hook_calls.tolist(), *(each.site for each in probes)}
-    moving += text_poke.apply(image, announced, canvas, live, tracing.hooks)
+    moving += text_poke.apply(image, announced, movable, canvas, live)
     return RunTimeState(
         early_returns=early,
         late_pads=late,

@@ -95,6 +95,8 @@ class Movable:
     locks: Positions
     hooks: frozenset[int]
     hook_calls: Positions
+    pad: int = 0
+    """The size of the pads before functions through which static calls may lead (rule 7)."""
 
 
 def under_way(image: KernelImage, values: GuestValues) -> UnderWay:
@@ -148,14 +150,11 @@ def _entries(guest: GuestStructs, vector: int, count: int, stext: int) -> list[i
 def apply(
     image: KernelImage,
     announced: frozenset[int],
+    sites: Movable,
     canvas: Canvas,
     live: Canvas,
-    hooks: frozenset[int],
 ) -> list[int]:
-    """Paint the mixtures that stand at announced sites; return those sites.
-
-    ``hooks`` are the positions that a traced function may call.
-    """
+    """Paint the mixtures that stand at announced sites; return those sites."""
     pieces = []
     for site in sorted(announced):
         if not (canvas.start <= site <= canvas.stop - _SITE and live.start <= site):
@@ -167,7 +166,7 @@ def apply(
         if seen == expected or owner is None or owner[0] not in _RULES:
             continue
         size = 2 if expected[0] == 0xEB or expected[:2] == NOPS[2] else _SITE
-        if _mixture(image, site, seen[:size], expected[:size], owner[0], hooks):
+        if _mixture(image, site, seen[:size], expected[:size], owner[0], sites):
             pieces.append((site, seen[:size]))
     canvas.overlay(Rule.TEXT_POKE, pieces)
     return [site for site, _ in pieces]
@@ -184,7 +183,7 @@ def moving(
     if now or bool(np.any(sites.changing)):
         found += _moving_labels(now, sites, canvas, live)
     if Rule.STATIC_CALL in now.locked or now.announced:
-        found += _moving_calls(image, now, sites.calls, canvas, live)
+        found += _moving_calls(image, now, sites, canvas, live)
     if Rule.FTRACE in now.locked:
         for site, seen, _ in _differing(sites.traced, _SITE, canvas, live):
             if seen == NOPS[_SITE] or (seen[0] == 0xE8 and _target(site, seen) in sites.hooks):
@@ -215,19 +214,21 @@ def _moving_labels(now: UnderWay, sites: Movable, canvas: Canvas, live: Canvas) 
 
 
 def _moving_calls(
-    image: KernelImage, now: UnderWay, calls: StaticCalls, canvas: Canvas, live: Canvas
+    image: KernelImage, now: UnderWay, sites: Movable, canvas: Canvas, live: Canvas
 ) -> list[int]:
     """Static calls follow one after the other; the six bytes of a conditional one as well."""
+    calls, pad = sites.calls, sites.pad
     locked = Rule.STATIC_CALL in now.locked
     found = []
     for site, seen, _ in _differing(calls.site[~calls.jcc], _SITE, canvas, live):
-        if locked and seen[0] != _INT3 and _possible(image, site, seen):
+        if locked and seen[0] != _INT3 and _possible(image, site, seen, pad):
             found.append(site)
     for site, seen, expected in _differing(calls.site[calls.jcc], _JCC, canvas, live):
         begun = seen[0] == _INT3 and site in now.announced
         whole = seen[0] == expected[0] and locked
         jump = b"\xe9" + seen[2:]
-        if (begun or whole) and seen[1] == expected[1] and _possible(image, site + 1, jump):
+        same = seen[1] == expected[1]  # the condition
+        if (begun or whole) and same and _possible(image, site + 1, jump, pad):
             found.append(site)
     return found
 
@@ -243,7 +244,7 @@ def _differing(
 
 
 def _mixture(
-    image: KernelImage, site: int, seen: bytes, expected: bytes, rule: Rule, hooks: frozenset[int]
+    image: KernelImage, site: int, seen: bytes, expected: bytes, rule: Rule, sites: Movable
 ) -> bool:
     """Tell whether a patch that leads to ``expected`` can leave ``seen`` at ``site``.
 
@@ -254,16 +255,16 @@ def _mixture(
     if seen[0] == _INT3:
         firsts = {expected[0], 0xE8, 0xE9, 0xEB, NOPS[len(seen)][0], RET[0], XOR_EAX[0]}
         return any(
-            code == expected or _possible(image, site, code)
+            code == expected or _possible(image, site, code, sites.pad)
             for first in firsts
             for code in (bytes((first,)) + seen[1:],)
         )
     if seen == NOPS[len(seen)]:
         return True
-    return rule is Rule.FTRACE and seen[0] == 0xE8 and _target(site, seen) in hooks
+    return rule is Rule.FTRACE and seen[0] == 0xE8 and _target(site, seen) in sites.hooks
 
 
-def _possible(image: KernelImage, site: int, code: bytes) -> bool:
+def _possible(image: KernelImage, site: int, code: bytes, pad: int = 0) -> bool:
     """Tell whether ``code`` is of a kind that is patched in: a NOP, or a branch to a function."""
     if code in (NOPS[len(code)], RET, XOR_EAX):
         return True
@@ -271,7 +272,8 @@ def _possible(image: KernelImage, site: int, code: bytes) -> bool:
         target = _target(site, code)
         if not 0 <= target < image.text_size:
             return True  # a trampoline or a module's function: its own proof tells
-        return image.symbols.locate(image.link_base + target)[1] == 0
+        starts = (image.symbols.locate(image.link_base + at) for at in (target, target + pad))
+        return any(distance == 0 for _, distance in starts)
     return len(code) == 2 and code[0] == 0xEB
 
 

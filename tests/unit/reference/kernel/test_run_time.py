@@ -556,28 +556,40 @@ def test_a_disabled_probe_whose_breakpoint_goes_last(guest: Guest) -> None:
     assert moving(guest) == [t.VICTIM]
 
 
-def test_lock_prefixes_on_their_way(guest: Guest) -> None:
+def still_moving(
+    guest: Guest, at: int, seen: bytes, rule: Rule | None, *, pad: int = 0
+) -> list[int]:
+    """Return what moves if only ``seen`` differs, and somebody holds the lock of ``rule``."""
     result = guest.replayed()[0]
-    canvas = Canvas(0, bytearray(result.canvas.data))
+    canvas = result.canvas
     live = Canvas(0, bytearray(canvas.data))
-    live.data[t.LOCK] = 0x3E
-    site = np.array([t.LOCK])
+    live.data[at : at + len(seen)] = seen
+    nothing = np.empty(0, dtype=np.int64)
     movable = text_poke.Movable(
         labels=result.run_time.labels,
         changing=np.zeros(len(result.run_time.labels.size), dtype=np.bool_),
         calls=result.run_time.calls,
-        traced=site[:0],
-        locks=site,
+        traced=nothing,
+        locks=np.array([t.LOCK]),
         hooks=frozenset(),
-        hook_calls=site[:0],
+        hook_calls=nothing,
+        pad=pad,
     )
-    nothing = text_poke.UnderWay(frozenset(), frozenset())
-    held = text_poke.UnderWay(frozenset(), frozenset((Rule.SMP_LOCK,)))
-    image = guest.linux.image
-    assert text_poke.moving(image, nothing, movable, canvas, live) == []
-    assert text_poke.moving(image, held, movable, canvas, live) == [t.LOCK]
-    live.data[t.LOCK] = 0x90
-    assert text_poke.moving(image, held, movable, canvas, live) == []
+    now = text_poke.UnderWay(frozenset(), frozenset((rule,)) if rule else frozenset())
+    return text_poke.moving(guest.linux.image, now, movable, canvas, live)
+
+
+def test_lock_prefixes_on_their_way(guest: Guest) -> None:
+    assert still_moving(guest, t.LOCK, b"\x3e", Rule.SMP_LOCK) == [t.LOCK]
+    assert still_moving(guest, t.LOCK, b"\x3e", None) == []
+    assert still_moving(guest, t.LOCK, b"\x90", Rule.SMP_LOCK) == []
+
+
+def test_an_old_static_call_through_a_pad(guest: Guest) -> None:
+    """With call depth tracking it led to the nine bytes before the function."""
+    old = rel32("e8", t.STATIC_CALL, t.PADDED - 9)
+    assert still_moving(guest, t.STATIC_CALL, old, Rule.STATIC_CALL, pad=9) == [t.STATIC_CALL]
+    assert still_moving(guest, t.STATIC_CALL, old, Rule.STATIC_CALL) == []
 
 
 def test_records_that_have_moved_are_read_again(guest: Guest) -> None:
