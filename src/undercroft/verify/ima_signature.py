@@ -51,7 +51,7 @@ ImaPublicKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
 KEY_FORMAT = "IMA signing key"
 
-_HASHES: dict[LinuxHash, hashes.HashAlgorithm] = {
+HASHES: dict[LinuxHash, hashes.HashAlgorithm] = {
     LinuxHash.SHA224: hashes.SHA224(),
     LinuxHash.SHA256: hashes.SHA256(),
     LinuxHash.SHA384: hashes.SHA384(),
@@ -67,17 +67,23 @@ _DIGEST_KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class ImaKey:
-    """A key that may sign files: its id as signatures name it, and what to call it."""
+    """A key that may sign files: its id as signatures name it, and what to call it.
+
+    ``certified`` is how an appended signature names it: the issuer (a DER Name), the serial number
+    and the whole subject key identifier of its certificate; None for a bare key.
+    """
 
     key_id: bytes
     public_key: ImaPublicKey
     label: str
+    certified: tuple[bytes, int, bytes] | None = None
 
     @property
     def encoded(self) -> bytes:
-        """The id and the key as a SubjectPublicKeyInfo in DER."""
+        """The id, the key as a SubjectPublicKeyInfo in DER, and its certificate's names."""
         der, spki = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        return self.key_id + self.public_key.public_bytes(der, spki)
+        named = b"" if self.certified is None else repr(self.certified).encode()
+        return self.key_id + self.public_key.public_bytes(der, spki) + named
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +115,22 @@ def load_key(data: bytes, label: str = "") -> ImaKey:
     looked at: it went into the kernel's keyring, or the operator vouches for it.  Raises
     FormatError.
     """
-    key, key_id, subject = _read_key(data)
+    key, key_id, subject, certified = _read_key(data)
     if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
         raise FormatError(KEY_FORMAT, 0, "neither an RSA nor an elliptic curve key")
     key_id = key_id or x509.SubjectKeyIdentifier.from_public_key(key).digest
-    return ImaKey(key_id[-4:], key, label or subject or key_id.hex())
+    return ImaKey(key_id[-4:], key, label or subject or key_id.hex(), certified)
 
 
-def _read_key(data: bytes) -> tuple[object, bytes | None, str]:
+_Read: TypeAlias = tuple[object, bytes | None, str, tuple[bytes, int, bytes] | None]
+
+
+def _read_key(data: bytes) -> _Read:
     try:
         if b"-----BEGIN CERTIFICATE-----" in data:
             return _of_certificate(x509.load_pem_x509_certificate(data))
         if data.lstrip().startswith(b"-----BEGIN"):
-            return serialization.load_pem_public_key(data), None, ""
+            return serialization.load_pem_public_key(data), None, "", None
         return _read_der(data)
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise FormatError(
@@ -129,22 +138,24 @@ def _read_key(data: bytes) -> tuple[object, bytes | None, str]:
         ) from None
 
 
-def _read_der(data: bytes) -> tuple[object, bytes | None, str]:
+def _read_der(data: bytes) -> _Read:
     try:
-        return serialization.load_der_public_key(data), None, ""
+        return serialization.load_der_public_key(data), None, "", None
     except ValueError:
         return _of_certificate(x509.load_der_x509_certificate(data))
 
 
-def _of_certificate(certificate: x509.Certificate) -> tuple[object, bytes | None, str]:
+def _of_certificate(certificate: x509.Certificate) -> _Read:
     key, subject = certificate.public_key(), certificate.subject.rfc4514_string()
+    issuer, serial = certificate.issuer.public_bytes(), certificate.serial_number
     try:
         identifier = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
     except x509.ExtensionNotFound:
-        return key, None, subject
+        return key, None, subject, (issuer, serial, b"")
     except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise ValueError(str(error)) from None
-    return key, identifier.value.digest, subject
+    key_id = identifier.value.digest
+    return key, key_id, subject, (issuer, serial, key_id)
 
 
 def load_keyring(files: Iterable[tuple[str, bytes]]) -> ImaKeyring:
@@ -177,14 +188,14 @@ def verify_ima_signature(
     if not keys:
         raise F4_KEY.failed("no key has this id", got=signature.claimed_key_id.hex())
     for key in keys:
-        if _made_by(key.public_key, signature.signature, signed, algorithm):
+        if made_by(key.public_key, signature.signature, signed, algorithm):
             return VerifiedImaSignature(key, digest, signature.version, signature)
     raise F5_SIGNATURE.failed("the signature is not over this digest", got=keys[0].label)
 
 
 def _signed_hash(signature: ImaSignature, digest: FileDigest) -> tuple[bytes, hashes.HashAlgorithm]:
     """Return the hash that is signed and its algorithm."""
-    algorithm = _HASHES.get(signature.hash_algorithm)
+    algorithm = HASHES.get(signature.hash_algorithm)
     if (
         algorithm is None
         or digest.algorithm is not signature.hash_algorithm
@@ -197,14 +208,21 @@ def _signed_hash(signature: ImaSignature, digest: FileDigest) -> tuple[bytes, ha
         )
     if signature.version == 2:
         return digest.value, algorithm
+    file_id = bytes((signature.type, signature.hash_algorithm.number)) + digest.value
+    return hash_of(algorithm, file_id), algorithm
+
+
+def hash_of(algorithm: hashes.HashAlgorithm, data: bytes) -> bytes:
+    """Return the digest of ``data`` by one of :data:`HASHES`."""
     hasher = hashes.Hash(algorithm)
-    hasher.update(bytes((signature.type, signature.hash_algorithm.number)) + digest.value)
-    return hasher.finalize(), algorithm
+    hasher.update(data)
+    return hasher.finalize()
 
 
-def _made_by(
+def made_by(
     key: ImaPublicKey, signature: bytes, signed: bytes, algorithm: hashes.HashAlgorithm
 ) -> bool:
+    """Return whether ``key`` made ``signature`` over the hash ``signed``."""
     try:
         if isinstance(key, rsa.RSAPublicKey):
             key.verify(signature, signed, padding.PKCS1v15(), Prehashed(algorithm))

@@ -22,6 +22,7 @@ from undercroft.formats.ima.buffers import (
 )
 from undercroft.formats.ima.detect import ListForm, detect, parse_list
 from undercroft.formats.ima.fields import FileDigest, escape_path
+from undercroft.formats.ima.inode import InodeMetadata, parse_inode
 from undercroft.formats.ima.measurements import ImaEntry, ImaList, Run
 from undercroft.formats.ima.signature import ImaSignature, SignatureType, parse_signature
 from undercroft.formats.ima.template import BUILTIN_TEMPLATES, Template, template_named
@@ -34,6 +35,7 @@ __all__ = [
     "ImaEntry",
     "ImaList",
     "ImaSignature",
+    "InodeMetadata",
     "KexecCmdline",
     "KeyringKey",
     "LinuxHash",
@@ -51,6 +53,7 @@ __all__ = [
     "escape_path",
     "parse_ascii",
     "parse_binary",
+    "parse_inode",
     "parse_list",
     "parse_signature",
     "template_named",

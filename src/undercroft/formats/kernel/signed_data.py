@@ -15,6 +15,7 @@ _FORMAT = "PKCS#7 SignedData"
 _MAX_SIZE = 1 << 20
 INTEGER, OCTET_STRING, NULL, OID, SEQUENCE, SET = 0x02, 0x04, 0x05, 0x06, 0x30, 0x31
 CONTEXT_0, CONTEXT_1 = 0xA0, 0xA1
+KEY_IDENTIFIER = 0x80
 
 OID_SIGNED_DATA = bytes.fromhex("2a864886f70d010702")
 OID_DATA = bytes.fromhex("2a864886f70d010701")
@@ -37,7 +38,8 @@ class SignedData:
     detached.  ``attributes`` is what the signature covers instead of the content: the DER of
     the authenticated attributes as a SET, b"" if there are none; then ``message_digest`` is the
     digest of the content.  ``issuer`` is the DER Name and ``serial`` the number of the signer's
-    certificate; ``certificates`` are the DER certificates that came along.
+    certificate, or both are empty and ``key_id`` is its subject key identifier (RFC 5652, 5.3);
+    ``certificates`` are the DER certificates that came along.
     """
 
     content_type: bytes
@@ -49,6 +51,7 @@ class SignedData:
     message_digest: bytes
     signature: bytes
     certificates: tuple[bytes, ...]
+    key_id: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +157,7 @@ def _signer(
     signer: _Reader, content_type: bytes, content: bytes, certificates: tuple[bytes, ...]
 ) -> SignedData:
     signer.take(INTEGER)
-    identity = _Reader(signer.take(SEQUENCE).value, "IssuerAndSerialNumber")
-    issuer = identity.take(SEQUENCE).raw
-    serial = int.from_bytes(identity.take(INTEGER).value, "big")
-    identity.finish()
+    issuer, serial, key_id = _identity(signer)
     oid = _elements(signer.take(SEQUENCE).value)
     digest = _DIGESTS.get(oid[0].value) if oid and oid[0].tag == OID else None
     if digest is None:
@@ -182,7 +182,19 @@ def _signer(
         message_digest,
         signature,
         certificates,
+        key_id,
     )
+
+
+def _identity(signer: _Reader) -> tuple[bytes, int, bytes]:
+    """Return who the signer is: issuer and serial number, or a subject key identifier."""
+    if signer.peek() == KEY_IDENTIFIER:
+        return b"", 0, signer.take(KEY_IDENTIFIER).value
+    identity = _Reader(signer.take(SEQUENCE).value, "IssuerAndSerialNumber")
+    issuer = identity.take(SEQUENCE).raw
+    serial = int.from_bytes(identity.take(INTEGER).value, "big")
+    identity.finish()
+    return issuer, serial, b""
 
 
 def _message_digest(attributes: bytes, content_type: bytes) -> bytes:
