@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from undercroft.appraise.ima_rules import ImaJudge
+from undercroft.appraise.ima_signed import WrongSignature, signature_of
 from undercroft.appraise.model import Judgement, failed
-from undercroft.base import Finding, FormatError, JsonValue, Outcome, PcrBank, VerificationError
+from undercroft.base import Finding, JsonValue, Outcome, PcrBank, VerificationError
 from undercroft.formats.ear import TrustClaim
 from undercroft.formats.ima import (
     FileDigest,
@@ -19,13 +20,11 @@ from undercroft.formats.ima import (
     decode_buffer,
     describe_buffer,
     escape_path,
-    parse_signature,
 )
 from undercroft.policy import Action
 from undercroft.reference.files import FileComparison, FileMatch
 from undercroft.verify.ima import BOOT_AGGREGATE
 from undercroft.verify.ima_boot import I9_BOOT_AGGREGATE, verify_boot_aggregate
-from undercroft.verify.ima_signature import F1_TYPE, F4_KEY, verify_ima_signature
 
 CLAIM = TrustClaim.EXECUTABLES
 SOURCE = "Linux security/integrity/ima"
@@ -129,29 +128,16 @@ def _file(entry: ImaEntry, digest: FileDigest, judge: ImaJudge) -> EntryVerdict:
             return EntryVerdict(CONFFILE, action, Outcome.UNKNOWN, comparison=comparison)
         # A signature says who made the content, not that it belongs at this path.
         return EntryVerdict(kind, Action.CONTRAINDICATE, Outcome.FAIL, comparison=comparison)
-    signed = _signed(entry, digest, judge)
-    if signed is not None:
-        return signed
+    signed = signature_of(entry, digest, judge.rules.keyring)
+    if isinstance(signed, WrongSignature):
+        why = signed.why
+        return EntryVerdict(BAD_SIGNATURE, Action.CONTRAINDICATE, Outcome.FAIL, note=why)
+    if signed:
+        return EntryVerdict(SIGNED)
     action_here = judge.unknown_action(entry.name)
     if action_here is None:
         return EntryVerdict(UNKNOWN_STATED)
     return EntryVerdict(kind, action_here, Outcome.UNKNOWN, comparison=comparison)
-
-
-def _signed(entry: ImaEntry, digest: FileDigest, judge: ImaJudge) -> EntryVerdict | None:
-    data = entry.fields().get("sig", b"")
-    if not data or not judge.rules.keyring.keys:
-        return None
-    try:
-        verify_ima_signature(parse_signature(data), digest, judge.rules.keyring)
-    except (VerificationError, FormatError) as error:
-        if isinstance(error, VerificationError) and error.check in _SAYS_NOTHING:
-            return None
-        return EntryVerdict(BAD_SIGNATURE, Action.CONTRAINDICATE, Outcome.FAIL, note=str(error))
-    return EntryVerdict(SIGNED)
-
-
-_SAYS_NOTHING = frozenset({F1_TYPE.id, F4_KEY.id})
 
 
 def tell(

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
+import struct
 from collections.abc import Mapping
 from dataclasses import replace
 
 import msgspec
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import pkcs7
+from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +32,7 @@ from undercroft.base import (
     VerificationError,
 )
 from undercroft.formats.ear import Tier
-from undercroft.formats.ima import parse_binary
+from undercroft.formats.ima import InodeMetadata, parse_binary
 from undercroft.policy import (
     Action,
     BootRules,
@@ -550,6 +555,74 @@ def test_a_signature_that_says_nothing(sig: bytes, keyring: ImaKeyring) -> None:
 def test_an_evm_signature_says_nothing_here() -> None:
     deviation = only(with_signature("/opt/tool", b"tool", b"\x05" + signed(b"tool")[1:]))
     assert deviation.finding.details["kind"] == "unknown"
+
+
+def certificate() -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vendor")])
+    day = datetime.datetime(2024, 1, 1)
+    builder = x509.CertificateBuilder(name, name, KEY.public_key(), 7, day)
+    return builder.not_valid_after(day + datetime.timedelta(days=9999)).sign(KEY, hashes.SHA256())
+
+
+CERTIFICATE = certificate()
+CERTIFIED = load_keyring([("vendor", CERTIFICATE.public_bytes(serialization.Encoding.DER))])
+
+
+def appended(content: bytes) -> bytes:
+    """Return the PKCS#7 message that stands behind a signed file."""
+    kind = pkcs7.PKCS7Options
+    options = [kind.DetachedSignature, kind.Binary, kind.NoAttributes]
+    builder = pkcs7.PKCS7SignatureBuilder().set_data(content)
+    builder = builder.add_signer(CERTIFICATE, KEY, hashes.SHA256())
+    return builder.sign(serialization.Encoding.DER, options)
+
+
+def of_template(template: str, fields: Mapping[str, bytes]) -> ImaAppraisal:
+    """Appraise a list in which /opt/tool has these further fields."""
+    kernel = booted(template)
+    kernel.measure("/opt/tool", b"tool", fields)
+    return appraised(kernel, judge(ImaRules(AFFIRMED, keyring=CERTIFIED)))
+
+
+def modsig(content: bytes, digest: bytes) -> dict[str, bytes]:
+    return {"modsig": appended(content), "d-modsig": digest and b"sha256:\0" + digest}
+
+
+def evmsig(mode: int = 0o755) -> dict[str, bytes]:
+    content = b"\x04\x04" + hashlib.sha256(b"tool").digest()
+    metadata = content + struct.pack("<QIIIHxx", 0, 0, 0, 0, 0o755)
+    inode = InodeMetadata(0, 0, mode, ((b"security.ima", content),))
+    return {**inode.encode("little"), "evmsig": b"\x05" + signed(metadata)[1:]}
+
+
+PLAIN = hashlib.sha256(b"plain").digest()
+
+
+@pytest.mark.parametrize(
+    ("template", "fields"), [("ima-modsig", modsig(b"plain", PLAIN)), ("evm-sig", evmsig())]
+)
+def test_an_appended_or_a_metadata_signature_is_as_good(
+    template: str, fields: Mapping[str, bytes]
+) -> None:
+    expected = {"known": 4, "boot-aggregate": 1, "signed": 1}
+    assert kinds(of_template(template, fields)) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "fields"),
+    [
+        ("ima-modsig", modsig(b"other", PLAIN)),
+        ("ima-modsig", modsig(b"plain", b"")),
+        ("evm-sig", evmsig(mode=0o4755)),
+        ("evm-sig", {**evmsig(), "iuid": b""}),
+        # One that is right does not make up for one that is wrong.
+        ("ima-modsig", {**modsig(b"plain", PLAIN), "sig": signed(b"other")}),
+    ],
+    ids=["content", "no-digest", "mode", "no-owner", "both"],
+)
+def test_a_wrong_one_of_those_fails(template: str, fields: Mapping[str, bytes]) -> None:
+    deviation = only(of_template(template, fields))
+    assert finding(deviation) == ("ima.signature", Outcome.FAIL, Tier.CONTRAINDICATED)
 
 
 def test_a_known_file_needs_no_signature() -> None:
