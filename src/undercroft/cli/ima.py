@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from undercroft.base import EnvironmentFault, FormatError, HashAlgorithm, JsonValue
+from undercroft.cli import exit_status
 from undercroft.formats.ima import (
     ImaEntry,
     ImaList,
@@ -70,7 +71,8 @@ def replay(
 ) -> None:
     """Print the PCR values that a list leads to, and what is odd about it.
 
-    Nothing is verified: only a quote over these PCRs makes the list believable.
+    Nothing is verified: only a quote over these PCRs makes the list believable.  Ends with exit
+    status 5 if a template hash is not that of its entry: the list was changed.
     """
     algorithm = HashAlgorithm.from_name(bank)
     if algorithm is None:
@@ -80,7 +82,15 @@ def replay(
     found = replay_json(measurements, algorithm)
     if as_json:
         _print_json({"form": form, **found})
-        return
+    else:
+        _print_replay(measurements, algorithm, found)
+    if found["wrong-template-hashes"]:
+        raise typer.Exit(exit_status.NOT_AUTHENTIC)
+
+
+def _print_replay(
+    measurements: ImaList, algorithm: HashAlgorithm, found: dict[str, JsonValue]
+) -> None:
     values = replay_pcrs(measurements, algorithm)
     out = [f"{algorithm}:", *[f"  {pcr:2}  {value.hex()}" for pcr, value in values.items()]]
     out.append(f"{len(measurements)} entries, {len(measurements.violations())} violations")

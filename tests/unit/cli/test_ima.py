@@ -31,9 +31,9 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: str) -> str:
+def run(*arguments: str, status: int = 0) -> str:
     result = CliRunner().invoke(ima.app, list(arguments), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == status, result.output
     return result.stdout
 
 
@@ -80,7 +80,9 @@ def test_replay_tells_wrong_template_hashes(tmp_path: Path) -> None:
     data[4] ^= 1
     path = tmp_path / "list"
     path.write_bytes(data)
-    assert "not those of their entries: [0]" in run("replay", str(path))
+    assert "not those of their entries: [0]" in run("replay", str(path), status=5)
+    found = json.loads(run("replay", str(path), "--json", status=5))
+    assert found["wrong-template-hashes"] == [0]
 
 
 def test_a_template_without_a_digest(tmp_path: Path) -> None:
