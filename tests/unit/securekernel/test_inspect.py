@@ -24,6 +24,7 @@ class FakeProof:
     def __init__(self, located: bool) -> None:
         self.kernel = SimpleNamespace(slide=0, cr3=0x1000, la57=False) if located else None
         self.sweeps = 0
+        self.modules = None
 
     def sweep(self) -> list[Finding]:
         self.sweeps += 1

@@ -6,6 +6,7 @@ nothing without an owner can run, in ``closure``.  Here it is asked where a poin
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -29,29 +30,42 @@ _KERNEL_HALF = range(256, 512)
 
 @dataclass(frozen=True, slots=True)
 class CodeRange:
-    """[start, end) of one module's text; ``vouched`` as in :class:`CodeMap`."""
+    """[start, end) of one module's text; ``vouched`` as in :class:`CodeMap`.
+
+    One that is not, and not ``foreign`` either, may be lawful: nobody can tell.
+    """
 
     start: int
     end: int
     name: str
     vouched: bool
+    foreign: bool = False
+
+    @property
+    def why(self) -> str:
+        """Why nobody vouches for it."""
+        return "not signed" if self.foreign else "whose code was not compared with a package"
 
 
 class CodeMap:
     """The code of one kernel, as of now.
 
-    A module is vouched for when the kernel checked its signature as it was loaded and did not
-    mark it as foreign (taints O and E of its ``struct module``).  That is the guest's own word:
-    it holds for a module that does not forge it, and no longer than its text is unchanged.
+    A module is vouched for when its code was compared with its package (``LiveKernel.proven``).
+    Only where no package is at hand does the kernel's own mark count: that it checked the
+    signature as the module was loaded (no taint O or E in its ``struct module``).  One with that
+    mark is foreign in any case.
     """
 
     def __init__(self, kernel: LiveKernel) -> None:
         self._kernel = kernel
         self.text = (kernel.symbol("_stext"), kernel.symbol("_etext"))
+        self._rodata = (kernel.symbol("__start_rodata"), kernel.symbol("__end_rodata"))
         self.modules: list[CodeRange] = []
-        for address in modules_by_view(kernel):
-            module = read_module(kernel, address)
-            self.modules += _ranges(module)
+        modules = [read_module(kernel, address) for address in modules_by_view(kernel)]
+        starts = frozenset(module.text.start for module in modules)
+        proven = starts if kernel.proven is None else kernel.proven(starts)
+        for module in modules:
+            self.modules += _ranges(module, module.text.start in proven)
         self.modules.sort(key=lambda one: one.start)
         self._starts = [one.start for one in self.modules]
         self._owners = collect_owners(kernel)
@@ -93,10 +107,31 @@ class CodeMap:
             return "" if self.is_function(address) else "it leads into the middle of a function"
         module = self.module_at(address)
         if module is not None:
-            return "" if module.vouched else f"it leads into module {module.name}, not signed"
+            return "" if module.vouched else f"it leads into module {module.name}, {module.why}"
         if self.generated_at(address) is not None:
             return "" if generated else "it leads into generated code"
         return "it leads to memory that holds no known code"
+
+    def is_certain(self, address: int) -> bool:
+        """Whether a problem with ``address`` is one for certain, not a lack of knowledge."""
+        module = self.module_at(address)
+        return module is None or module.foreign
+
+    def table_problem(self, address: int, struct_name: str) -> tuple[str, bool]:
+        """Return what is wrong with a table of operations, or "", and whether that is certain.
+
+        One in the kernel's constant data is compared with the package there.  Of any other each
+        word that leads to code must lead to lawful code, whatever its name is.
+        """
+        if self._rodata[0] <= address < self._rodata[1]:
+            return "", True
+        size = self._kernel.size_of(struct_name) & ~7
+        words = struct.unpack(f"<{size // 8}Q", self._kernel.read(address, size))
+        for number, word in enumerate(words):
+            if self.is_executable(word) and (problem := self.problem(word)):
+                text = f"operation {number}: {problem} ({self.describe(word)})"
+                return text, self.is_certain(word)
+        return "", True
 
     def describe(self, address: int) -> str:
         """Return ``symbol``, ``[module]+0x12`` or digits, for a person."""
@@ -113,7 +148,7 @@ class CodeMap:
         foreign = [one for one in self.modules if not one.vouched]
         for run in self._executable:
             foreign += [
-                CodeRange(start, end, "memory without an owner", vouched=False)
+                CodeRange(start, end, "memory without an owner", vouched=False, foreign=True)
                 for start, end in uncovered(run.vaddr, run.end, self._owners)
             ]
         return tuple(foreign)
@@ -130,10 +165,10 @@ def _executable_runs(kernel: LiveKernel) -> tuple[Run, ...]:
     return runs(pages.with_rights(0, forbidden=U))
 
 
-def _ranges(module: Module) -> list[CodeRange]:
-    vouched = not module.taints & _UNVOUCHED
+def _ranges(module: Module, proven: bool) -> list[CodeRange]:
+    foreign = bool(module.taints & _UNVOUCHED)
     return [
-        CodeRange(part.start, part.end, module.name, vouched)
+        CodeRange(part.start, part.end, module.name, proven and not foreign, foreign)
         for part in (module.text, module.init_text)
         if part.size
     ]

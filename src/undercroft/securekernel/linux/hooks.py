@@ -45,12 +45,14 @@ _NOTIFIERS = {
 """Chains by symbol, with the type of their head (include/linux/notifier.h)."""
 
 _LIMITS = (
-    "that a module is signed is the guest's word until its text is compared",
+    "a module counts by its code, compared with its package; where no package is at hand, by the "
+    "kernel's mark that it was signed",
     "a hook on a function of the kernel itself is lawful here, whatever it is used for",
 )
 
 
-def _spec(kind: str, what: str) -> FactSpec:
+def hook_spec(kind: str, what: str) -> FactSpec:
+    """Return the fact on one kind of hook."""
     return FactSpec(
         f"kernel.hooks.{kind}",
         f"every {what} leads to lawful code",
@@ -284,25 +286,28 @@ def security_calls(kernel: LiveKernel) -> list[SecurityCall]:
     ]
 
 
-KINDS: Mapping[str, tuple[FactSpec, Callable[[LiveKernel], Iterator[Hook]]]] = {
+Kinds = Mapping[str, tuple[FactSpec, Callable[[LiveKernel], Iterator[Hook]]]]
+"""Kinds of hooks by the id of their fact, each with its walk."""
+
+KINDS: Kinds = {
     spec.id: (spec, walk)
     for spec, walk in (
-        (_spec("ftrace", "ftrace callback"), ftrace_hooks),
-        (_spec("kprobes", "kprobe handler"), kprobe_hooks),
-        (_spec("tracepoints", "tracepoint probe"), tracepoint_hooks),
-        (_spec("netfilter", "netfilter hook"), netfilter_hooks),
-        (_spec("packets", "packet handler"), packet_hooks),
-        (_spec("notifiers", "notifier"), notifier_hooks),
-        (_spec("lsm", "security hook"), lsm_hooks),
+        (hook_spec("ftrace", "ftrace callback"), ftrace_hooks),
+        (hook_spec("kprobes", "kprobe handler"), kprobe_hooks),
+        (hook_spec("tracepoints", "tracepoint probe"), tracepoint_hooks),
+        (hook_spec("netfilter", "netfilter hook"), netfilter_hooks),
+        (hook_spec("packets", "packet handler"), packet_hooks),
+        (hook_spec("notifiers", "notifier"), notifier_hooks),
+        (hook_spec("lsm", "security hook"), lsm_hooks),
     )
 }
 
 
-def look(kernel: LiveKernel) -> Mapping[str, Look]:
+def look(kernel: LiveKernel, kinds: Kinds = KINDS) -> Mapping[str, Look]:
     """Walk every kind once.  A kind that cannot be walked leaves the others alone."""
     code = CodeMap(kernel)
     looks: dict[str, Look] = {}
-    for name, (_, walk) in KINDS.items():
+    for name, (_, walk) in kinds.items():
         try:
             looks[name] = _judge(code, walk(kernel))
         except (*WALK_ERRORS, FormatError) as error:
@@ -327,12 +332,14 @@ def _judge(code: CodeMap, hooks: Iterator[Hook]) -> Look:
                     "target": f"{hook.target:#x}",
                     "name": code.describe(hook.target),
                     "rule": problem,
-                }
+                },
+                certain=code.is_certain(hook.target),
             )
     details: dict[str, JsonValue] = {"hooks": count, "into_modules": dict(modules)}
     return Look(anomalies, details)
 
 
-def collect(kernel: LiveKernel, observer: Observer) -> tuple[Finding, ...]:
+def collect(kernel: LiveKernel, observer: Observer, kinds: Kinds = KINDS) -> tuple[Finding, ...]:
     """Return a finding for each kind of hook."""
-    return observer.settle_all([spec for spec, _ in KINDS.values()], kernel, look)
+    specs = [spec for spec, _ in kinds.values()]
+    return observer.settle_all(specs, kernel, lambda fresh: look(fresh, kinds))

@@ -28,7 +28,7 @@ SPEC = FactSpec(
     "operations of an inode lead to code that nobody vouches for",
     (
         f"of a file system the {MAX_INODES:,} inodes that came last are looked at",
-        "that a module is signed is the guest's word until its text is compared",
+        "without the modules' package that one is signed is the kernel's own word",
     ),
 )
 
@@ -39,7 +39,6 @@ class InodeCheck:
     def __init__(self, kernel: LiveKernel) -> None:
         self._kernel = kernel
         self._code = CodeMap(kernel)
-        self._rodata = (kernel.symbol("__start_rodata"), kernel.symbol("__end_rodata"))
         self._at = [kernel.offset("inode", name) for name in ("i_op", "i_fop", "i_mapping")]
         self._span = max(self._at) + 8
         self._a_ops = kernel.offset("address_space", "a_ops")
@@ -57,7 +56,7 @@ class InodeCheck:
             self._visit(block, name)
         anomalies: dict[Hashable, Anomaly] = {}
         for (address, struct_name), (inode, name) in self._tables.items():
-            problem = self._problem(address, struct_name)
+            problem, certain = self._code.table_problem(address, struct_name)
             if problem:
                 anomalies[address, struct_name] = Anomaly(
                     {
@@ -66,7 +65,8 @@ class InodeCheck:
                         "file_system": name,
                         "operations": f"{struct_name} at {self._code.describe(address)}",
                         "rule": problem,
-                    }
+                    },
+                    certain=certain,
                 )
         counts = {"inodes": self.inodes, "left_out": self.left_out, "tables": len(self._tables)}
         return Look(anomalies, dict(counts))
@@ -88,16 +88,6 @@ class InodeCheck:
             for address, struct_name in zip((i_op, i_fop, a_ops), _TABLES, strict=True):
                 if address:
                     self._tables.setdefault((address, struct_name), (inode, name))
-
-    def _problem(self, address: int, struct_name: str) -> str:
-        if self._rodata[0] <= address < self._rodata[1]:
-            return ""
-        size = self._kernel.size_of(struct_name) & ~7
-        data = self._kernel.read(address, size)
-        for number, word in enumerate(struct.unpack(f"<{size // 8}Q", data)):
-            if self._code.is_executable(word) and (problem := self._code.problem(word)):
-                return f"operation {number}: {problem} ({self._code.describe(word)})"
-        return ""
 
 
 def collect(kernel: LiveKernel, observer: Observer) -> Finding:

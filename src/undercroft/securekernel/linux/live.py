@@ -8,6 +8,7 @@ the guest's to choose.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Protocol
 
 from undercroft.base import UndercroftError
@@ -19,6 +20,10 @@ _U32 = struct.Struct("<I")
 _S32 = struct.Struct("<i")
 _U64 = struct.Struct("<Q")
 MAX_CPUS = 8192
+
+
+Proven = Callable[[frozenset[int]], frozenset[int]]
+"""Of modules, by where their code starts: those whose code was compared with their packages."""
 
 
 class StructureError(UndercroftError):
@@ -82,15 +87,23 @@ class LiveKernel:
 
     ``cr3`` is a page-table root that maps the whole kernel, as a processor in the kernel has it.
     Like the AddressSpace in it, an object is for one pass: :meth:`fresh` gives the next.
-    Addresses that members return are runtime addresses.
+    Addresses that members return are runtime addresses.  ``proven`` says whose code was compared.
     """
 
     def __init__(
-        self, memory: PhysicalMemory, image: Image, *, slide: int, cr3: int, la57: bool
+        self,
+        memory: PhysicalMemory,
+        image: Image,
+        *,
+        slide: int,
+        cr3: int,
+        la57: bool,
+        proven: Proven | None = None,
     ) -> None:
         self.memory = memory
         self.image = image
         self.slide = slide
+        self.proven = proven
         self.space = AddressSpace(memory, cr3, la57)
         self._offsets: dict[tuple[str, str], int] = {}
 
@@ -102,6 +115,7 @@ class LiveKernel:
             slide=self.slide,
             cr3=self.space.root,
             la57=self.space.la57,
+            proven=self.proven,
         )
         again._offsets = self._offsets
         return again

@@ -27,7 +27,7 @@ _AF_PACKET = 17
 
 _LIMITS = (
     "inodes that no process has open, and that are no root of a file system, are not looked at",
-    "that a module is signed is the guest's word until its text is compared",
+    "without the modules' package that one is signed is the kernel's own word",
 )
 FILES = FactSpec(
     "kernel.ops.files",
@@ -74,8 +74,7 @@ class OpsCheck:
     def __init__(self, kernel: LiveKernel) -> None:
         self._kernel = kernel
         self._code = CodeMap(kernel)
-        self._rodata = (kernel.symbol("__start_rodata"), kernel.symbol("__end_rodata"))
-        self._judged: dict[tuple[int, str], str] = {}
+        self._judged: dict[tuple[int, str], tuple[str, bool]] = {}
         self._socket_ops = kernel.find_symbol("socket_file_ops")
         self._packets: dict[Hashable, Anomaly] = {}
 
@@ -104,9 +103,10 @@ class OpsCheck:
         if not table.address:
             return
         key = (table.address, table.struct_name)
-        problem = self._judged.get(key)
-        if problem is None:
-            problem = self._judged[key] = self._problem(table)
+        judged = self._judged.get(key)
+        if judged is None:
+            judged = self._judged[key] = self._problem(table)
+        problem, certain = judged
         if problem:
             anomalies[table.where, table.address] = Anomaly(
                 {
@@ -114,20 +114,14 @@ class OpsCheck:
                     "operations": self._code.describe(table.address),
                     "address": f"{table.address:#x}",
                     "rule": problem,
-                }
+                },
+                certain=certain,
             )
 
-    def _problem(self, table: Table) -> str:
-        if not table.struct_name:
-            return self._code.problem(table.address)
-        if self._rodata[0] <= table.address < self._rodata[1]:
-            return ""
-        size = self._kernel.size_of(table.struct_name) & ~7
-        data = self._kernel.read(table.address, size)
-        for offset, word in enumerate(struct.unpack(f"<{size // 8}Q", data)):
-            if self._code.is_executable(word) and (problem := self._code.problem(word)):
-                return f"operation {offset}: {problem} ({self._code.describe(word)})"
-        return ""
+    def _problem(self, table: Table) -> tuple[str, bool]:
+        if table.struct_name:
+            return self._code.table_problem(table.address, table.struct_name)
+        return self._code.problem(table.address), self._code.is_certain(table.address)
 
     def _socket_tables(self, where: str, file: int) -> Iterator[Table]:
         kernel = self._kernel

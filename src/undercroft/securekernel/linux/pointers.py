@@ -33,7 +33,7 @@ SPEC = FactSpec(
     (
         "pointers that are not in the kernel's own image (on the heap) are looked at by type",
         "a pointer moved from one function of the kernel to another is listed, not judged",
-        "that a module is signed is the guest's word until its text is compared",
+        "without the modules' package that one is signed is the kernel's own word",
     ),
 )
 _MAX_LISTED = 64
@@ -163,7 +163,8 @@ def _anomaly(kernel: LiveKernel, code: CodeMap, place: int, target: int, rule: s
             "got": code.describe(target),
             "target": f"{target:#x}",
             "rule": rule,
-        }
+        },
+        certain=code.is_certain(target),
     )
 
 

@@ -68,3 +68,30 @@ def test_addresses_are_described_for_a_person(fake: FakeCode) -> None:
     assert code.describe(GOOD_MODULE + 0x12) == "[good]+0x12"
     assert code.describe(bpf) == "[bpf bpf_prog_1]"
     assert code.describe(0x1234) == "0x1234"
+
+
+def test_code_that_was_compared_counts_not_the_kernels_mark(fake: FakeCode) -> None:
+    """A module clears its own taint: its code is in no package, so nobody vouches for it."""
+    kernel = fake.kernel()
+    kernel.proven = lambda starts: starts - {GOOD_MODULE}
+    code = CodeMap(kernel)
+    assert "not compared" in code.problem(GOOD_MODULE + 4)
+    assert not code.is_certain(GOOD_MODULE + 4)
+    assert "not signed" in code.problem(BAD_MODULE)
+    assert code.is_certain(BAD_MODULE)
+    assert [one.name for one in code.suspects()] == ["good", "bad"]
+
+
+def test_a_module_whose_code_was_compared_is_lawful(fake: FakeCode) -> None:
+    asked: list[frozenset[int]] = []
+
+    def proven(starts: frozenset[int]) -> frozenset[int]:
+        asked.append(starts)
+        return starts
+
+    kernel = fake.kernel()
+    kernel.proven = proven
+    code = CodeMap(kernel.fresh())
+    assert asked == [{GOOD_MODULE, BAD_MODULE}]
+    assert code.problem(GOOD_MODULE) == ""
+    assert code.problem(BAD_MODULE) != ""  # its file may be known; it was not loaded as it is
