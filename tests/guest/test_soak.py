@@ -44,7 +44,9 @@ TRACING = "/sys/kernel/tracing"
 CHURN = {
     "forks": "sleep 0 | cat >/dev/null; (sleep 0; sleep 0) & wait",
     "static keys": "for v in 1 0; do echo $v > /proc/sys/kernel/sched_schedstats; done; sleep 0.1",
-    "tracer": f"for t in function nop; do echo $t > {TRACING}/current_tracer; sleep 0.5; done",
+    "tracers": f"for t in function nop function_graph nop; do "
+    f"echo $t > {TRACING}/current_tracer; sleep 0.5; done",
+    "events": f"for v in 1 0; do echo $v > {TRACING}/events/sched/enable; sleep 0.5; done",
     "kprobes": f"for v in 1 0; do for p in entry return; do "
     f"echo $v > {TRACING}/events/kprobes/$p/enable; done; sleep 0.3; done",
     "kprobes in the middle": f"for v in 1 0; do for p in first second; do "
@@ -131,10 +133,12 @@ def quoted(text: str) -> str:
 def rounds(guest: Guest) -> str:
     """Return how often the guest has done each activity; a busy console may not answer."""
     try:
-        lines = guest.console("cat /tmp/?.rounds", timeout_s=60).split()
+        text = guest.console("for i in /tmp/*.rounds; do echo $i $(cat $i); done", timeout_s=60)
     except EnvironmentFault as fault:
         return f"the guest's console does not answer: {fault}"
-    return ", ".join(f"{name} {count}" for name, count in zip(CHURN, lines, strict=False))
+    words = text.split()
+    counts = {Path(path).stem: count for path, count in zip(words[::2], words[1::2], strict=False)}
+    return ", ".join(f"{name} {counts.get(str(at), 0)}" for at, name in enumerate(CHURN))
 
 
 class Log:
@@ -193,7 +197,7 @@ def soak(guest: Guest, attach: Callable[[], SecureKernel], log: Log) -> Counter[
         )
         if log.passed - reported >= 60:
             reported = log.passed
-            log.say(f"rounds: {rounds(guest)}")
+            log.say(f"rounds: {rounds(guest)}; attaching anew")
             settled += kernel.proof.settled
             kernel = attach()
     settled += kernel.proof.settled
