@@ -166,7 +166,13 @@ def apply(
         if seen == expected or owner is None or owner[0] not in _RULES:
             continue
         size = 2 if expected[0] == 0xEB or expected[:2] == NOPS[2] else _SITE
-        if _mixture(image, site, seen[:size], expected[:size], owner[0], sites):
+        # A key that is switched off: the tail is that of the label's own jump.
+        old_label = (
+            owner == (Rule.JUMP_LABEL, site)
+            and seen[0] == _INT3
+            and seen[1:size] == _label_jump(sites, site, size)[1:]
+        )
+        if old_label or _mixture(image, site, seen[:size], expected[:size], owner[0], sites):
             pieces.append((site, seen[:size]))
     canvas.overlay(Rule.TEXT_POKE, pieces)
     return [site for site, _ in pieces]
@@ -231,6 +237,11 @@ def _moving_calls(
         if (begun or whole) and same and _possible(image, site + 1, jump, pad):
             found.append(site)
     return found
+
+
+def _label_jump(sites: Movable, site: int, size: int) -> bytes:
+    """Return the jump of the label at ``site``."""
+    return bytes(sites.labels.jumps(sites.labels.table.code == site, size)[0].tobytes())
 
 
 def _differing(

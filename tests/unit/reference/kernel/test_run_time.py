@@ -372,6 +372,16 @@ def test_a_patch_in_progress(guest: Guest, code: bytes) -> None:
     assert result.canvas.owner(t.LABEL) == (Rule.TEXT_POKE, t.LABEL)
 
 
+def test_a_label_that_is_being_switched_off_has_the_tail_of_its_jump(guest: Guest) -> None:
+    guest.put(t.KEY, 0, 4)
+    label_in_between(guest, b"\xcc" + JUMP[1:])
+    guest.poking(t.LABEL)
+    assert guest.replayed()[1] == []
+    assert moving(guest) == [t.LABEL]
+    label_in_between(guest, b"\xcc" + rel32("e9", t.LABEL, t.LABEL + 0x41)[1:])
+    assert guest.replayed()[1] != []
+
+
 def test_the_same_bytes_with_no_patch_in_progress(guest: Guest) -> None:
     label_in_between(guest, b"\xcc" + JUMP[1:])
     assert guest.replayed()[1] != []
