@@ -7,8 +7,9 @@ Per write:
 2. A lawful one is let through: the page is opened, the store lands, the page is closed again, and
    only then looked at.  Every byte of the page that changed has to lie in such a place.
 3. What stands there has to be a state that the mechanism can leave there.  Whether it is the one
-   that the guest's variables ask for is decided by the replay, as soon as no write waits; if it
-   is not within ``SETTLE_S``, that is a violation too, found after it landed.
+   that the guest's variables ask for is decided by the replay, as soon as no write waits.  A
+   place that is neither that nor one that the guest says it is at work on for ``SETTLE_S``, or
+   that it is at work on for ``MOVING_S``, is a violation too, found after it landed.
 
 While a page is open (some 100 us) another vCPU can write to it unseen.  What it leaves is found in
 step 2; what it takes back in that time is not: each change says how long its page was open.
@@ -36,9 +37,10 @@ from undercroft.securekernel.traps.threads import Threads
 from undercroft.securekernel.traps.writetrap import TrappedWrite, WriteTraps
 
 SETTLE_S = 1.0
-"""How long a patched place may differ from what the guest's variables ask for."""
-PATCHING_S = 30.0
-"""The same while the guest says that a batch of patches is under way."""
+"""How long a patched place may be neither what the guest's variables ask for nor at work on."""
+MOVING_S = 120.0
+"""How long the guest may be at work on one place: a static key may wait for a tracer that
+switches 40,000 places, each of them trapped."""
 STORM_WRITES, STORM_PERIOD_S, COOLING_S = 4000, 1.0, 0.5
 """A page written so often in so long a time is left open for so long, and that is said."""
 LOSING_S = 0.02
@@ -74,6 +76,7 @@ class _Pending:
     thread: str
     began: int
     since: float
+    doubted: float | None = None
     writes: int = 0
     open_ns: int = 0
 
@@ -132,7 +135,10 @@ class Answerer:
         for position in mine:
             if (pending := self.pending.get(position)) is not None:
                 found = pending.text.explainer.live.get(position, pending.site.size)
-                self._unexplained(pending, found, "given up in the middle of a patch")
+                if pending.site.is_complete(found) or self._is_usual(pending.site, found):
+                    self._settled(pending, found, "given up before it came to rest", lawful=True)
+                else:
+                    self._unexplained(pending, found, "given up in the middle of a patch")
 
     def _judge(self, region: Region) -> TextJudge | None:
         """Return who judges a region, or at least knows its symbols."""
@@ -324,7 +330,7 @@ class Answerer:
             )
         pending.writes += 1
         pending.open_ns += open_ns
-        pending.since = time.monotonic()
+        pending.since, pending.doubted = time.monotonic(), None
         if site.is_complete(found) or self._is_usual(site, found):
             return
         if site.may_be_in_flight(found, pending.before):
@@ -359,10 +365,11 @@ class Answerer:
             explainer = self.pending[position].text.explainer
             by_text.setdefault(id(explainer), (explainer, []))[1].append(position)
         for explainer, mine in by_text.values():
-            self._settle(explainer, mine, patching=patching)
+            self._settle(explainer, mine)
 
-    def _settle(self, explainer: Explainer, mine: Sequence[int], *, patching: bool) -> None:
+    def _settle(self, explainer: Explainer, mine: Sequence[int]) -> None:
         followed = explainer.follow(list(mine))
+        moving, now = explainer.moving(), time.monotonic()
         for position in mine:
             pending = self.pending[position]
             size = pending.site.size
@@ -371,8 +378,11 @@ class Answerer:
             if followed and explainer.explains(position, size, at_rest=at_rest):
                 self._explained(pending, found)
                 continue
-            age = time.monotonic() - pending.since
-            if age > (PATCHING_S if patching else SETTLE_S):
+            if position in moving and now - pending.since < MOVING_S:
+                pending.doubted = None
+                continue
+            pending.doubted = now if pending.doubted is None else pending.doubted
+            if now - pending.doubted > SETTLE_S:
                 self._unexplained(pending, found, "not what the guest's variables ask for")
 
     def _explained(self, pending: _Pending, found: bytes) -> None:

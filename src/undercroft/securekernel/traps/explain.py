@@ -20,6 +20,7 @@ from undercroft.reference.kernel.guest import GuestStructs, GuestValues
 from undercroft.reference.kernel.module_replay import ModuleReplay
 from undercroft.reference.kernel.nops import INT3
 from undercroft.reference.kernel.replay import Replay
+from undercroft.reference.kernel.run_time import RunTimeState
 from undercroft.securekernel.arch.x86_64.paging import AddressSpace
 from undercroft.securekernel.linux.locate import LocatedKernel
 from undercroft.securekernel.memory import PhysicalMemory
@@ -130,6 +131,18 @@ class Explainer:
         """The text as it should be, as of the last look at the guest's state."""
         return self._replay.canvas
 
+    def moving(self) -> frozenset[int]:
+        """Return the places that the guest says it is at work on, as of the last look.
+
+        Their variable has changed and their turn has not come (reference.kernel.text_poke), and
+        what stands there is of what their rule may leave.
+        """
+        state = self._state()
+        return frozenset(state.moving.tolist()) if state is not None else frozenset()
+
+    def _state(self) -> RunTimeState | None:
+        return self._replay.state
+
     def explains(self, position: int, size: int, *, at_rest: bool) -> bool:
         """Tell whether the live bytes at a position are the expected ones.
 
@@ -167,6 +180,9 @@ class ModuleExplainer(Explainer):
     def expected(self) -> Canvas:
         """The text as it should be, as of the last look at the guest's state."""
         return self._module.canvas
+
+    def _state(self) -> RunTimeState | None:
+        return self._module.state
 
     def symbol(self, position: int) -> str:
         """Return ``function+0x12 [module]`` for a position."""
