@@ -10,6 +10,8 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from undercroft.formats.reader import BoundedReader
+
 _TRAILER = "TRAILER!!!"
 
 
@@ -82,3 +84,38 @@ def write_cpio(entries: Iterable[CpioEntry]) -> bytes:
     ]
     trailer = _record(_TRAILER, 0, CpioEntry(_TRAILER, 0))
     return b"".join([*records, trailer])
+
+
+_HEADER = 110
+_MAGIC = b"070701"
+
+
+def read_cpio(archive: bytes) -> dict[str, bytes]:
+    """Return the regular files of a "newc" archive by absolute path.
+
+    A hard link's bytes stand at its last name only; the names before it are given them too.
+    Raises FormatError.
+    """
+    reader = BoundedReader(archive, "cpio", order="little")
+    found: dict[str, bytes] = {}
+    links: dict[tuple[int, ...], list[str]] = {}
+    while True:
+        header = reader.take(_HEADER, "a header")
+        try:
+            fields = [int(header[at : at + 8], 16) for at in range(6, _HEADER, 8)]
+        except ValueError:
+            fields = []
+        if header[:6] != _MAGIC or not fields:
+            raise reader.fail("no newc header", expected=_MAGIC.decode(), got=header[:6].hex())
+        inode, mode, count, size, name_size = (fields[i] for i in (0, 1, 4, 6, 11))
+        name = reader.take(name_size, "a name").rstrip(b"\0").decode("utf-8", "surrogateescape")
+        reader.take(-(_HEADER + name_size) % 4, "the padding")
+        if name == _TRAILER:
+            return found
+        data = reader.take(size, "a file")
+        reader.take(-size % 4, "the padding")
+        if stat.S_ISREG(mode):
+            names = links.setdefault((inode, *fields[7:9]), []) if count > 1 else []
+            names.append("/" + name.removeprefix("./").strip("/"))
+            if data or count <= 1:
+                found.update(dict.fromkeys(names, data))

@@ -11,12 +11,14 @@ from undercroft.base import EnvironmentFault
 from undercroft.formats.evidence import Trust
 from undercroft.guests import qemu
 from undercroft.guests.accel import Accel
+from undercroft.guests.debian.files import file_references
 from undercroft.guests.firmware import firmware_run
 from undercroft.guests.info import GuestInfo
 from undercroft.guests.launch import identity_references, manifest_references, vtpm_identity
 from undercroft.guests.manifest import GuestBuild, load_build
 from undercroft.guests.references import derive_references, predict_boot
 from undercroft.guests.run import RunOptions
+from undercroft.packages.filestore import FileStore
 from undercroft.reference.boot import PredictedEvent
 from undercroft.reference.model import ReferenceSet, merge
 from undercroft.securekernel.vtpm.client import VtpmClient
@@ -32,6 +34,9 @@ def guest_references(info: GuestInfo, home: Path, ek_certificate: bytes = b"") -
     build = load_build(info.build.parent)
     machine = _machine_of(info, build, home)
     boot = _boot_references(build, machine, home)
+    if build.disk is not None:
+        files = file_references(build, FileStore(home / "references"))
+        boot = merge(boot.name, (boot, files))
     return with_launch(boot, info, home, ek_certificate)
 
 

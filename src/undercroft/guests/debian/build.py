@@ -14,10 +14,12 @@ from undercroft.base import EnvironmentFault
 from undercroft.guests.build import locked, point, write
 from undercroft.guests.chain import Chain
 from undercroft.guests.debian import disk, recipe
+from undercroft.guests.debian.files import made_files, package_files
 from undercroft.guests.debian.tree import make_tree, source_date
 from undercroft.guests.manifest import BuiltFile, GuestBuild, GuestFile, load_build, save_build
 from undercroft.packages import Archive, VerifiedPackage, read_deb
 from undercroft.packages.deb import EntryKind
+from undercroft.packages.filestore import FileStore
 from undercroft.reference.model import Grade, Provenance
 
 _IMAGE = re.compile(r"linux-image-([a-z0-9.+-]+-cloud-amd64)")
@@ -106,11 +108,13 @@ def build_debian(
     with locked(builds):
         if not folder.is_dir():
             tree = _tree(inputs, builds, say)
+            say("reading the packages' files")
+            made = made_files(tree, package_files(inputs.packages, FileStore(home / "references")))
             with tempfile.TemporaryDirectory(dir=builds, prefix=".new-") as name:
                 new = Path(name, folder.name)
                 new.mkdir()
                 say("making the disk")
-                _build(inputs, tree, new)
+                _build(inputs, tree, made, new)
                 new.rename(folder)
         built = load_build(folder)
         if not built.is_intact():
@@ -158,7 +162,7 @@ def packaged(package: VerifiedPackage, path: str) -> bytes:
     raise EnvironmentFault(f"{package.name} {package.version} has no {path}")
 
 
-def _build(inputs: _Inputs, tree: Path, folder: Path) -> None:
+def _build(inputs: _Inputs, tree: Path, made: Mapping[str, GuestFile], folder: Path) -> None:
     """Write every file of the build, and ``build.json``, into ``folder``."""
     ours = Provenance(Grade.BUILT, origin="Debian guest")
     kernel_package = inputs.package(f"linux-image-{inputs.release}")
@@ -196,7 +200,7 @@ def _build(inputs: _Inputs, tree: Path, folder: Path) -> None:
         firmware_code=write(folder / "firmware.fd", code, inputs.firmware.provenance),
         firmware_vars=write(folder / "variables.fd", variables, inputs.firmware.provenance),
         command_line=recipe.COMMAND_LINE,
-        files=_own_files(inputs, config, ours),
+        files={**made, **_own_files(inputs, config, ours)},
         packages=(*inputs.packages, inputs.firmware),
         chain=inputs.chain,
         disk=_digested(folder / "disk.raw", ours),

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from undercroft.guests.micro import READY_MARKER
 
-VERSION = "1"
+VERSION = "2"
 """Raise when something else is built from the same inputs."""
 
 KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
