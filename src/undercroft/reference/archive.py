@@ -202,6 +202,11 @@ class FileArchive:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def data(self) -> bytes:
+        """The whole table, as it is written to a file."""
+        return self._data if isinstance(self._data, bytes) else self._data[:]
+
     # -- one thing --------------------------------------------------------------------------------
 
     def path(self, index: int) -> bytes:
