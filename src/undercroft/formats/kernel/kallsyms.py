@@ -52,6 +52,8 @@ class SymbolTable:
     kinds: bytes
     names: Sequence[str]
     _first: dict[str, int] = field(repr=False, compare=False)
+    _sorted: list[str] = field(default_factory=list, repr=False, compare=False)
+    """The distinct names in alphabetical order, once they were needed."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._first
@@ -88,7 +90,14 @@ class SymbolTable:
 
     def with_prefix(self, prefix: str) -> list[str]:
         """Return the distinct names that start with ``prefix``, in address order."""
-        return [name for name in self._first if name.startswith(prefix)]
+        if not self._sorted:
+            self._sorted.extend(sorted(self._first))
+        at = bisect.bisect_left(self._sorted, prefix)
+        found: list[str] = []
+        while at < len(self._sorted) and self._sorted[at].startswith(prefix):
+            found.append(self._sorted[at])
+            at += 1
+        return sorted(found, key=self._first.__getitem__)
 
 
 def make_symbol_table(symbols: Sequence[tuple[int, str, str]]) -> SymbolTable:

@@ -141,6 +141,8 @@ class Alternatives:
         self.groups = groups(table, canvas)
         self._wide = table.wide
         self._targets = targets
+        self.guessed: frozenset[int] = frozenset()
+        """Bits of the inferred vector that no site shows: another choice gives the same code."""
 
     def outcome(self, group: Group, features: FeatureVector, before: bytes) -> bytes:
         """Return the group's bytes under ``features``, from the bytes ``before`` patching."""
@@ -185,6 +187,7 @@ class Alternatives:
             if not _vote(votes, bits, fits):
                 undecided.append((bits, fits))
         vector = _decide(votes)
+        seen = frozenset(vector)
         for bits, fits in undecided:
             possible = [
                 fit
@@ -195,7 +198,9 @@ class Alternatives:
             ]
             if possible:
                 _vote(votes, bits, possible[:1])
-        return _decide(votes)
+        vector = _decide(votes)
+        self.guessed = frozenset(vector) - seen
+        return vector
 
     def _matching(
         self, group: Group, bits: tuple[int, ...], live: Canvas

@@ -114,7 +114,10 @@ def _boot_passes(
     alternatives = Alternatives(sites.alternatives, canvas, targets)
     shown = alternatives.infer(live)
     for bit, on in shown.items():
-        choices.features.setdefault(bit, on)
+        surely = bit not in alternatives.guessed
+        if bit not in choices.features or (surely and bit in choices.guessed):
+            choices.features[bit] = on
+            (choices.guessed.discard if surely else choices.guessed.add)(bit)
     alternatives.apply(choices.features)
     thunks = choices.call_thunks
     if thunks is not None:

@@ -42,6 +42,8 @@ class BootChoices:
     retpolines: retpolines.Choice
     paravirt: dict[int, int]
     call_thunks: call_thunks.CallThunks | None
+    guessed: set[int]
+    """Features that the kernel's code does not show, and that a module's may."""
     its: bool = False
     """Whether indirect branches in a lower half of a cache line go through thunks."""
     its_pages: frozenset[int] = frozenset()
@@ -52,6 +54,7 @@ class BootChoices:
         return {
             "features_set": [bit for bit, on in self.features.items() if on],
             "features_clear": [bit for bit, on in self.features.items() if not on],
+            "features_not_shown": sorted(self.guessed),
             "returns": self.returns.name,
             "indirect_branches": self.retpolines.mode.value,
             "its": self.its,
@@ -179,4 +182,13 @@ def boot_passes(
         call_thunks.apply(sites.calls, sites.alternatives.instr, canvas, thunks)
     simple_sites.seal_endbr(sites.endbr_seal, canvas)
     paravirt_slots = dict(targets.by_slot) if targets else slots
-    return BootChoices(features, how, branches, paravirt_slots, thunks, its=direct, its_pages=pages)
+    return BootChoices(
+        features,
+        how,
+        branches,
+        paravirt_slots,
+        thunks,
+        set(alternatives.guessed),
+        its=direct,
+        its_pages=pages,
+    )

@@ -47,7 +47,9 @@ def look(
 
     monkeypatch.setattr(features, "FeatureNames", names)
     live = SimpleNamespace(symbol=lambda _: 0, offset=lambda *_: 0, read=read)
-    replay = SimpleNamespace(image=None, choices=SimpleNamespace(features={SMAP: code}))
+    replay = SimpleNamespace(
+        image=None, choices=SimpleNamespace(features={SMAP: code, 3: True}, guessed={3})
+    )
     return features.collect(cast(LiveKernel, live), cast(Replay, replay), lambda: cpuid)
 
 
