@@ -69,14 +69,19 @@ def challenge_activation(ak: AttestationKey, ek: GenuineEk, random: Random) -> A
 
 def verify_activation(challenge: ActivationChallenge, answer: bytes) -> ActivatedAk:
     """Check that ``answer`` is the challenge's secret.  Raises VerificationError (M1)."""
-    if not hmac.compare_digest(challenge.secret, answer):
+    check_answer(challenge.secret, answer)
+    return ActivatedAk(challenge.ak, challenge.ek)
+
+
+def check_answer(secret: bytes, answer: bytes) -> None:
+    """Check that ``answer`` is the ``secret`` of a challenge.  Raises VerificationError (M1)."""
+    if not hmac.compare_digest(secret, answer):
         # The secret is not repeated in the error: it is still a secret.
         raise M1_SECRET.failed(
             "the answer is not the secret: the TPM does not hold both keys",
-            expected=f"{len(challenge.secret)} secret bytes",
+            expected=f"{len(secret)} secret bytes",
             got=f"{len(answer)} other bytes",
         )
-    return ActivatedAk(challenge.ak, challenge.ek)
 
 
 def make_credential(
