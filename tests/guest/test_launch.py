@@ -120,7 +120,10 @@ def test_the_host_vouches_for_the_guest(
     findings = {finding["id"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert findings["host.layer"]["outcome"] == "pass"
     expected = "hardware" if Path("/dev/tpmrm0").exists() else "stand-in"
-    assert findings["host.tpm"]["details"] == {"tpm": expected}
+    assert findings["host.tpm"]["details"]["tpm"] == expected
+    if expected == "stand-in":
+        assert "CN=" in findings["host.tpm"]["details"]["ek-issuer"]
+        assert "neither its boot log" in findings["host.boot"]["summary"]
     assert run("verify", case).returncode == 0
 
     # The host's layer of one moment beside the guest's quote of another.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from undercroft.appraise.boot import appraise_boot
 from undercroft.appraise.files import appraise_files, judge_of
 from undercroft.appraise.freshness import appraise_time, expiry
-from undercroft.appraise.host import appraise_host
+from undercroft.appraise.host import HostRules, appraise_host
 from undercroft.appraise.identity import appraise_key, state_freshness, state_quirks
 from undercroft.appraise.ima_rules import ImaJudge
 from undercroft.appraise.interval import interval_facts
@@ -76,11 +76,13 @@ def appraise(
     now: int,
     *,
     judge: ImaJudge | None = None,
+    host: HostRules | None = None,
 ) -> Appraisal:
     """Judge ``verified`` against ``references`` by ``policy`` at ``now`` (Unix s).
 
     ``judge`` is ``judge_of(references, policy)``, for a caller that keeps it or has tables of
-    packaged files.  Never raises for what the evidence says; every deviation is a judgement.
+    packaged files.  ``host`` is what the host under the guest is judged by.  Never raises for what
+    the evidence says; every deviation is a judgement.
     """
     judge = judge or judge_of(references, policy)
     return assemble(
@@ -94,18 +96,21 @@ def appraise(
             )
         ),
         key=Layer.of(appraise_key(verified.trust, verified.quote, policy)),
-        boot=Layer.of(boot_judgements(verified, references, policy)),
+        boot=Layer.of(boot_judgements(verified, references, policy, host)),
         files=Layer.of(appraise_files(verified, judge, policy)),
     )
 
 
 def boot_judgements(
-    verified: VerifiedEvidence, references: ReferenceSet, policy: Policy
+    verified: VerifiedEvidence,
+    references: ReferenceSet,
+    policy: Policy,
+    host: HostRules | None = None,
 ) -> tuple[Judgement, ...]:
     """Judge all that cannot change until the machine boots again: log, boot PCRs, Secure Boot."""
     return (
         *appraise_launch(verified.launch, verified.quote, verified.record, references, policy),
-        *appraise_host(verified.host, verified.trust),
+        *appraise_host(verified, host),
         *state_quirks(verified.log),
         *appraise_boot(verified, references, policy),
         *appraise_secure_boot(verified.log, policy),

@@ -84,6 +84,8 @@ class VerifiedEvidence:
     launch: VerifiedLaunch | None
     host: VerifiedHost | None
     epochs: tuple[Epoch, ...] | None = None
+    host_evidence: VerifiedEvidence | None = None
+    """The host's own boot log and IMA list, replayed to its quote, where there is a host layer."""
 
 
 def time_of(record: SecureKernelRecord | None, challenge: Challenge) -> int:
@@ -114,6 +116,7 @@ def verify_evidence(
     quote = verify_quote_item(evidence, trust, trusted_key(trust), challenge, last)
     launch = None if evidence.launch_log is None else verify_launch(evidence.launch_log, quote.pcrs)
     record = bound_record(evidence.record, trust)
+    host = verify_host(evidence, launch, record, trust, challenge)
     return VerifiedEvidence(
         trust,
         challenge,
@@ -122,9 +125,33 @@ def verify_evidence(
         None if evidence.ima_list is None else _verify_ima(evidence.ima_list, quote),
         record,
         launch,
-        verify_host(evidence, launch, trust, challenge),
+        host,
         None if evidence.epochs is None else _verify_epochs(evidence.epochs, record, launch),
+        None if host is None else _verify_host_logs(host, trust, challenge),
     )
+
+
+def _verify_host_logs(host: VerifiedHost, trust: Trust, challenge: Challenge) -> VerifiedEvidence:
+    """Replay the host's own logs to its quote, as a guest's; checks get ``host.`` before them."""
+    try:
+        return VerifiedEvidence(
+            trust,
+            challenge,
+            host.quote,
+            None if host.eventlog is None else _verify_log(host.eventlog, host.quote),
+            None if host.ima_list is None else _verify_ima(host.ima_list, host.quote),
+            None,
+            None,
+            None,
+        )
+    except VerificationError as error:
+        raise VerificationError(
+            f"host.{error.check}",
+            error.what,
+            expected=error.expected,
+            got=error.got,
+            remedy=error.remedy,
+        ) from error
 
 
 def trusted_key(trust: Trust) -> AttestationKey:

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from undercroft import wiring
+from undercroft.appraise.host import HostRules
 from undercroft.base import EnvironmentFault
 from undercroft.cli import render
 from undercroft.cli.inspect import Kernel, Target
@@ -23,7 +24,13 @@ from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.trapped import TrappedKernel
 from undercroft.securekernel.traps.guard import Mode
-from undercroft.service.casefile import Case, read_policy, save_case, save_result
+from undercroft.service.casefile import (
+    Case,
+    read_policy,
+    read_references,
+    save_case,
+    save_result,
+)
 from undercroft.service.collect import collect
 from undercroft.service.hosttpm import accept_host, open_host_tpm, trust_host
 from undercroft.service.machine import machine_facts
@@ -60,6 +67,14 @@ def collect_command(
             help="Have the host's TPM vouch too: /dev/tpmrm0, else a program that stands in.",
         ),
     ] = False,
+    host_references: Annotated[
+        Path | None,
+        typer.Option(help="With --host-tpm: reference values for the host's own boot and files."),
+    ] = None,
+    host_policy: Annotated[
+        Path | None,
+        typer.Option(help="With --host-references: the host's policy; else the shipped default."),
+    ] = None,
     traps: Annotated[
         float,
         typer.Option(
@@ -79,7 +94,9 @@ def collect_command(
     is refused.
     """
     rules = read_policy(policy) if policy else wiring.shipped_policy("direct-boot")
+    host = _host_rules(host_references, host_policy, host_tpm=host_tpm)
     case = _collect(target, kernel, rules, host_tpm=host_tpm, traps=traps)
+    case = replace(case, host=host)
     if no_state:
         appraisal = appraise_case(case, int(time.time()))
     else:
@@ -98,6 +115,19 @@ def collect_command(
         where = render.shown(output.absolute())
         console.print(f"saved in {where}; `undercroft verify {where}` appraises it again")
     raise typer.Exit(appraisal.exit_status)
+
+
+def _host_rules(
+    references: Path | None, policy: Path | None, *, host_tpm: bool
+) -> HostRules | None:
+    if references is None:
+        if policy is not None:
+            raise typer.BadParameter("--host-policy needs --host-references")
+        return None
+    if not host_tpm:
+        raise typer.BadParameter("--host-references needs --host-tpm")
+    rules = read_policy(policy) if policy else wiring.shipped_policy("default")
+    return HostRules(read_references(references), rules)
 
 
 def _collect(
@@ -122,7 +152,7 @@ def _collect(
             )
     if host_tpm:
         with open_host_tpm(wiring.home()) as tpm:
-            trust = trust_host(trust, tpm, wiring.home())
+            trust = trust_host(trust, tpm, wiring.home(), dt.datetime.now(dt.UTC))
             layer = tpm.vouch(evidence, challenge.nonce)
         evidence = replace(evidence, host_layer=layer)
     return Case(evidence, challenge, trust, references, policy)

@@ -8,6 +8,8 @@ challenge.json      the nonce and what was asked for
 trust.json          the attestation key that may sign for this guest
 references.json     the reference values
 policy.toml         the policy
+tables/             the tables of packaged files that the references name, by their digests
+host-…              ``host-references.json``, ``host-policy.toml``: what the host was judged by
 accepted.json       what had been accepted of that key before; absent if nothing was
 result.jwt          the attestation result (EAR), signed by the verifier
 verifier.pem        the verifier's public key
@@ -23,6 +25,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from undercroft.appraise.host import HostRules
 from undercroft.base import EnvironmentFault, FormatError
 from undercroft.formats.evidence import (
     Challenge,
@@ -35,10 +38,13 @@ from undercroft.formats.evidence import (
     parse_evidence,
     parse_trust,
 )
-from undercroft.policy import Policy, encode_policy, parse_policy
+from undercroft.packages.filestore import open_table
+from undercroft.policy import Policy, encode_policy
+from undercroft.reference.archive import FileArchive
 from undercroft.reference.model import ReferenceSet
 from undercroft.reference.serialise import encode_reference_set, parse_reference_set
 from undercroft.service.accepted import encode_accepted, parse_accepted
+from undercroft.service.policies import read_plain_policy
 from undercroft.verify.quote import AcceptedState
 
 EVIDENCE = "evidence.cmw"
@@ -47,6 +53,8 @@ TRUST = "trust.json"
 REFERENCES = "references.json"
 POLICY = "policy.toml"
 ACCEPTED = "accepted.json"
+TABLES = "tables"
+HOST_REFERENCES, HOST_POLICY = "host-references.json", "host-policy.toml"
 RESULT = "result.jwt"
 VERIFIER = "verifier.pem"
 
@@ -55,7 +63,9 @@ VERIFIER = "verifier.pem"
 class Case:
     """What a verdict rests on: evidence, what was asked, whom we trust, and what is good.
 
-    ``last`` is the state of the evidence that was accepted before it, None if there was none.
+    ``last`` is the state of the evidence that was accepted before it, None if there was none;
+    ``host`` is what the host under the guest is judged by, None if nothing is known of it.
+    ``tables`` are the tables of packaged files that ``references`` names.
     """
 
     evidence: Evidence
@@ -64,6 +74,8 @@ class Case:
     references: ReferenceSet
     policy: Policy
     last: AcceptedState | None = None
+    host: HostRules | None = None
+    tables: tuple[FileArchive, ...] = ()
 
 
 def save_case(folder: Path, case: Case) -> None:
@@ -74,6 +86,14 @@ def save_case(folder: Path, case: Case) -> None:
     (folder / TRUST).write_bytes(encode_trust(case.trust))
     (folder / REFERENCES).write_bytes(encode_reference_set(case.references))
     (folder / POLICY).write_text(encode_policy(case.policy))
+    for table in case.tables:
+        (folder / TABLES).mkdir(exist_ok=True)
+        (folder / TABLES / f"{table.id.hex()}.files").write_bytes(table.data)
+    for name, text in _host_files(case.host).items():
+        if text is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            (folder / name).write_bytes(text)
     if case.last is None:
         (folder / ACCEPTED).unlink(missing_ok=True)
     else:
@@ -86,20 +106,66 @@ def load_case(
     trust: Path | None = None,
     references: Path | None = None,
     policy: Path | None = None,
+    tables: Path | None = None,
 ) -> Case:
     """Read a case; a part given by its own path is taken from there and not from the folder.
+
+    Tables of packaged files that are not in the folder are looked for in ``tables``.
 
     Raises FormatError for a part that is not well formed, EnvironmentFault for one that is not
     there.
     """
+    known = read_references(references or folder / REFERENCES)
     return Case(
         evidence=parse_evidence(read_part(folder / EVIDENCE)),
         challenge=parse_challenge(read_part(folder / CHALLENGE)),
         trust=parse_trust(read_part(trust or folder / TRUST)),
-        references=parse_reference_set(read_part(references or folder / REFERENCES)),
+        references=known,
         policy=read_policy(policy or folder / POLICY),
         last=_last(folder / ACCEPTED),
+        host=_host(folder),
+        tables=read_tables(known, folder / TABLES, *([tables] if tables else [])),
     )
+
+
+def read_tables(references: ReferenceSet, *folders: Path) -> tuple[FileArchive, ...]:
+    """Map the tables that ``references`` names, each from the first of ``folders`` that has it.
+
+    Raises EnvironmentFault for one that none has, FormatError for one that is damaged.
+    """
+    found = []
+    for name in references.archives:
+        paths = [folder / f"{name}.files" for folder in folders]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            raise EnvironmentFault(
+                "a table of packaged files is not here",
+                where=f"{name}.files",
+                expected=f"in {' or '.join(map(str, folders))}",
+                remedy="undercroft reference packages build makes it again, or copy it there",
+            )
+        found.append(open_table(path, name))
+    return tuple(found)
+
+
+def _host_files(rules: HostRules | None) -> dict[str, bytes | None]:
+    if rules is None:
+        return {HOST_REFERENCES: None, HOST_POLICY: None}
+    return {
+        HOST_REFERENCES: encode_reference_set(rules.references),
+        HOST_POLICY: encode_policy(rules.policy).encode(),
+    }
+
+
+def _host(folder: Path) -> HostRules | None:
+    if not (folder / HOST_REFERENCES).exists():
+        return None
+    return HostRules(read_references(folder / HOST_REFERENCES), read_policy(folder / HOST_POLICY))
+
+
+def read_references(path: Path) -> ReferenceSet:
+    """Read a file of reference values.  Raises FormatError, EnvironmentFault."""
+    return parse_reference_set(read_part(path))
 
 
 def _last(path: Path) -> AcceptedState | None:
@@ -108,10 +174,7 @@ def _last(path: Path) -> AcceptedState | None:
 
 def read_policy(path: Path) -> Policy:
     """Read a policy file.  Raises FormatError, EnvironmentFault."""
-    try:
-        return parse_policy(read_part(path).decode())
-    except UnicodeDecodeError as error:
-        raise FormatError("policy", error.start, "not UTF-8 text") from error
+    return read_plain_policy(path, read_part(path))
 
 
 def read_part(path: Path) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+from typing import Protocol
 
 from undercroft.base import EnvironmentFault
 from undercroft.formats.evidence import HowTrusted, Trust
@@ -16,13 +17,26 @@ from undercroft.formats.tpm import parse_public
 from undercroft.formats.tpm.certificate import parse_certificate
 from undercroft.securekernel.vtpm.client import VtpmClient
 from undercroft.service.authorities import Authorities
-from undercroft.verify.ak import verify_ak
+from undercroft.verify.ak import AttestationKey, verify_ak
 from undercroft.verify.credential import challenge_activation, verify_activation
 from undercroft.verify.ek import verify_ek, verify_ek_certificate
 from undercroft.verify.launch import verify_launch_key
 
 _SIZE = 2
 """Bytes of the size in front of a TPM2B."""
+
+
+class Endorsed(Protocol):
+    """A TPM with an endorsement key and its certificate: a guest's, or the host's."""
+
+    def ek_certificate(self) -> bytes | None:
+        """Return the EK certificate (DER), None if the TPM has none."""
+
+    def ek_public(self) -> bytes:
+        """Return the endorsement key's TPMT_PUBLIC."""
+
+    def activate_credential(self, blob: bytes, secret: bytes) -> bytes:
+        """Open a credential made for the attestation key: TPMS_ID_OBJECT and encrypted seed."""
 
 
 def enrol(client: VtpmClient, guest: str, *, authorities: Authorities, now: dt.datetime) -> Trust:
@@ -34,15 +48,31 @@ def enrol(client: VtpmClient, guest: str, *, authorities: Authorities, now: dt.d
     """
     ak = verify_ak(parse_public(client.create_ak().public))
     verify_launch_key(ak.public)
-    certificate = client.ek_certificate()
+    certificate = activate(client, ak, guest, authorities=authorities, now=now)
+    return Trust(guest, ak.public.encode(), HowTrusted.ACTIVATED, certificate)
+
+
+def activate(
+    tpm: Endorsed,
+    ak: AttestationKey,
+    where: str,
+    *,
+    authorities: Authorities,
+    now: dt.datetime,
+) -> bytes:
+    """Verify the EK of ``tpm`` and that ``ak`` is in the same TPM; return the EK's certificate.
+
+    Raises as :func:`enrol` does.
+    """
+    certificate = tpm.ek_certificate()
     if certificate is None:
         raise EnvironmentFault(
             "the TPM has no EK certificate",
-            where=guest,
+            where=where,
             remedy="start the guest with a vTPM that swtpm_setup gave one (--create-ek-cert)",
         )
     ek = verify_ek_certificate(
-        verify_ek(parse_public(client.ek_public())),
+        verify_ek(parse_public(tpm.ek_public())),
         parse_certificate(certificate),
         intermediates=authorities.intermediates,
         roots=authorities.roots,
@@ -51,8 +81,8 @@ def enrol(client: VtpmClient, guest: str, *, authorities: Authorities, now: dt.d
     )
     challenge = challenge_activation(ak, ek, os.urandom)
     blob = challenge.blob
-    answer = client.activate_credential(
+    answer = tpm.activate_credential(
         blob.id_object.encode()[_SIZE:], blob.encrypted_secret.encode()[_SIZE:]
     )
-    activated = verify_activation(challenge, answer)
-    return Trust(guest, activated.ak.public.encode(), HowTrusted.ACTIVATED, certificate)
+    verify_activation(challenge, answer)
+    return certificate

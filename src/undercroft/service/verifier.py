@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 import undercroft
 from undercroft.appraise.ear import ear_claims, sign_ear, verify_ear
 from undercroft.appraise.model import Appraisal
-from undercroft.appraise.pipeline import appraise, verify_evidence
+from undercroft.appraise.pipeline import appraise, judge_of, verify_evidence
 from undercroft.appraise.verified import trusted_key
 from undercroft.base import (
     EnvironmentFault,
@@ -64,7 +64,8 @@ def appraise_case(case: Case, now: int) -> Appraisal:
 
 def _appraise(case: Case, now: int) -> tuple[Appraisal, AcceptedState]:
     verified = verify_evidence(case.evidence, case.trust, case.challenge, last=case.last)
-    appraisal = appraise(verified, case.references, case.policy, now)
+    judge = judge_of(case.references, case.policy, case.tables)
+    appraisal = appraise(verified, case.references, case.policy, now, judge=judge, host=case.host)
     return appraisal, verified.quote.accepted_state
 
 

@@ -10,6 +10,7 @@ Checks, in order:
 ``host.counter``     its counter is a monotonic counter of the host's TPM, with that value
 ``host.rollback``    the counter went on since the last accepted evidence
 ``host.binding``     the host's quote carries all of it, and this challenge's nonce
+``host.modified``    the last epoch with a change is the one that the secure kernel's record names
 
 A host layer that is not there is no error here: ``appraise`` says that it is missing.
 """
@@ -21,13 +22,13 @@ from dataclasses import dataclass
 
 from undercroft.base import HashAlgorithm, VerificationError
 from undercroft.formats.descriptor import descriptor_digest, parse_descriptor
-from undercroft.formats.evidence import Challenge, Evidence, Trust
+from undercroft.formats.evidence import Challenge, Evidence, SecureKernelRecord, Trust
 from undercroft.formats.evidence.hostlayer import (
     NO_DESCRIPTOR,
     HostLayer,
     HostTpmKind,
-    deep_qualifying_data,
     guest_quote_digest,
+    last_modified_of,
     log_head,
     parse_host_layer,
 )
@@ -82,6 +83,12 @@ H8_BINDING = Check(
     "the host's quote carries the nonce and everything that the layer says",
     "docs/formats.md",
 )
+H14_MODIFIED = Check(
+    "H14",
+    "host.modified",
+    "the host vouches for the last change that the secure kernel's record names",
+    "docs/formats.md",
+)
 NV = StatementChecks.numbered("H", "host.nv", (9, 10, 11, 12, 13))
 CHECKS = (
     H1_KEY,
@@ -97,6 +104,7 @@ CHECKS = (
     NV.signature,
     NV.signer,
     NV.nonce,
+    H14_MODIFIED,
 )
 
 HOST_SELECTION = {HashAlgorithm.SHA256: (*range(11), 14)}
@@ -113,17 +121,24 @@ class VerifiedHost:
     """A host layer that vouches for this evidence.
 
     ``claimed_tpm`` is the collector's word: what the host's TPM is, only its EK can tell.
-    ``last_modified`` is 0 where the secure kernel did not say.
+    ``last_modified`` is 0 where the secure kernel did not say.  ``eventlog`` and ``ima_list`` are
+    the host's own logs, bound by its quote and not replayed yet.
     """
 
     quote: VerifiedQuote
     claimed_tpm: HostTpmKind
     counter: int
     last_modified: int
+    eventlog: bytes | None
+    ima_list: bytes | None
 
 
 def verify_host(
-    evidence: Evidence, launch: VerifiedLaunch | None, trust: Trust, challenge: Challenge
+    evidence: Evidence,
+    launch: VerifiedLaunch | None,
+    record: SecureKernelRecord | None,
+    trust: Trust,
+    challenge: Challenge,
 ) -> VerifiedHost | None:
     """Verify the host layer of ``evidence``, whose guest layer is verified already.
 
@@ -141,7 +156,8 @@ def verify_host(
             remedy="if the guest moved, enrol its new host",
         )
     _check_claims(layer, evidence, launch, trust)
-    bound = deep_qualifying_data(challenge.nonce, layer.claims)
+    _check_modified(layer, record)
+    bound = layer.bound_to(challenge.nonce)
     ak = verify_ak(parse_public(trust.host_ak_public))
     quote = _verify_quote(layer, ak, bound)
     _check_counter(layer, ak, bound)
@@ -151,7 +167,14 @@ def verify_host(
             expected=f"more than {trust.host_counter}",
             got=layer.claims.counter,
         )
-    return VerifiedHost(quote, layer.claimed_tpm, layer.claims.counter, layer.claims.last_modified)
+    return VerifiedHost(
+        quote,
+        layer.claimed_tpm,
+        layer.claims.counter,
+        layer.claims.last_modified,
+        layer.eventlog,
+        layer.ima_list,
+    )
 
 
 def _short(public: bytes) -> str:
@@ -183,6 +206,16 @@ def _check_claims(
                 expected=expected.hex(),
                 got=vtpm.hex(),
             )
+
+
+def _check_modified(layer: HostLayer, record: SecureKernelRecord | None) -> None:
+    expected, found = last_modified_of(record), layer.claims.last_modified
+    if found != expected:
+        raise H14_MODIFIED.failed(
+            "the host vouches for another last change than the secure kernel tells of",
+            expected=expected,
+            got=found,
+        )
 
 
 def _verify_quote(layer: HostLayer, ak: AttestationKey, bound: bytes) -> VerifiedQuote:

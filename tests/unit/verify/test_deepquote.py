@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 import pytest
 
-from undercroft.appraise.host import appraise_host
-from undercroft.appraise.pipeline import verify_evidence
-from undercroft.base import FormatError, HashAlgorithm, Outcome, PcrBank, VerificationError
+from undercroft import wiring
+from undercroft.appraise.host import HostRules, appraise_host
+from undercroft.appraise.model import Judgement
+from undercroft.appraise.pipeline import VerifiedEvidence, appraise, verify_evidence
+from undercroft.base import (
+    Finding,
+    FormatError,
+    HashAlgorithm,
+    Outcome,
+    PcrBank,
+    VerificationError,
+)
 from undercroft.formats.descriptor import VmDescriptor, descriptor_digest, encode_descriptor
 from undercroft.formats.ear import Tier
 from undercroft.formats.evidence import Challenge, Evidence, Trust
@@ -18,13 +27,23 @@ from undercroft.formats.evidence.hostlayer import (
     HostLayer,
     HostTpmKind,
     encode_host_layer,
+    last_modified_of,
     parse_host_layer,
 )
 from undercroft.formats.launch import LAUNCH_PCRS, VM_DESCRIPTOR
 from undercroft.formats.tpm import NvCertifyInfo
-from undercroft.testing.guest import NOW, SELECTION, SimulatedGuest
+from undercroft.testing.endorsement import SimulatedEk
+from undercroft.testing.guest import (
+    FACTS,
+    NOW,
+    SELECTION,
+    SimulatedGuest,
+    encode_log,
+    standard_boot,
+)
 from undercroft.testing.host import SimulatedHost
 from undercroft.testing.launch import launch_events, perform_launch, use_launch_key
+from undercroft.testing.tpm_vendor import SimulatedTpmVendor
 from undercroft.verify.deepquote import HOST_SELECTION, VerifiedHost
 
 EK = b"the EK certificate of this guest"
@@ -65,10 +84,13 @@ class Scene:
         host = host or self.host
         return host.sign(host.claims(self.evidence, MACHINE), self.challenge.nonce)
 
-    def verify(self, layer: HostLayer, **trusted: object) -> VerifiedHost | None:
+    def verified(self, layer: HostLayer, **trusted: object) -> VerifiedEvidence:
         evidence = replace(self.evidence, host_layer=encode_host_layer(layer))
         trust = replace(self.trust, **trusted)  # type: ignore[arg-type]
-        return verify_evidence(evidence, trust, self.challenge).host
+        return verify_evidence(evidence, trust, self.challenge)
+
+    def verify(self, layer: HostLayer, **trusted: object) -> VerifiedHost | None:
+        return self.verified(layer, **trusted).host
 
     def refused(self, layer: HostLayer, **trusted: object) -> str:
         with pytest.raises(VerificationError) as caught:
@@ -83,8 +105,13 @@ def challenge(nonce: bytes) -> Challenge:
     )
 
 
-def scene_of(nonce: bytes = bytes(range(32)), records: int = 2) -> Scene:
-    guest, host = SimulatedGuest(), SimulatedHost()
+def scene_of(
+    nonce: bytes = bytes(range(32)),
+    records: int = 2,
+    machine: SimulatedGuest | None = None,
+    facts: Sequence[Finding] = FACTS,
+) -> Scene:
+    guest, host = SimulatedGuest(facts=facts), SimulatedHost(machine=machine)
     use_launch_key(guest.attester)
     events = launch_events(
         b"manifest\n",
@@ -103,11 +130,12 @@ def scene() -> Scene:
 
 
 def test_both_layers_are_proven(scene: Scene) -> None:
-    host = scene.verify(scene.layer())
+    verified = scene.verified(scene.layer())
+    host = verified.host
     assert host is not None
     assert (host.counter, host.last_modified) == (1, 0)
     assert host.claimed_tpm is HostTpmKind.STAND_IN
-    found = {j.finding.id: (j.finding.outcome, j.tier) for j in appraise_host(host, scene.trust)}
+    found = {j.finding.id: (j.finding.outcome, j.tier) for j in appraise_host(verified, None)}
     assert found == {
         "host.layer": (Outcome.PASS, Tier.AFFIRMING),
         "host.tpm": (Outcome.UNKNOWN, None),
@@ -116,16 +144,24 @@ def test_both_layers_are_proven(scene: Scene) -> None:
 
 
 def test_the_result_says_what_kind_of_tpm_the_host_has(scene: Scene) -> None:
-    host = scene.verify(replace(scene.layer(), claimed_tpm=HostTpmKind.HARDWARE))
-    findings = {j.finding.id: j.finding for j in appraise_host(host, scene.trust)}
-    assert findings["host.tpm"].details["tpm"] == "hardware"
+    layer = replace(scene.layer(), claimed_tpm=HostTpmKind.HARDWARE)
+    certificate = SimulatedTpmVendor().ek_certificate(SimulatedEk().private.public_key()).der
+    for trusted, outcome, says in (
+        ({}, Outcome.UNKNOWN, "nobody checked its EK"),
+        ({"host_ek_certificate": certificate}, Outcome.PASS, "is tied to an EK that"),
+        ({"host_ek_certificate": b"?"}, Outcome.UNKNOWN, "nobody checked its EK"),
+    ):
+        findings = appraise_host(scene.verified(layer, **trusted), None)
+        (finding,) = (j.finding for j in findings if j.finding.id == "host.tpm")
+        assert finding.details["tpm"] == "hardware"
+        assert (finding.outcome, says in finding.summary) == (outcome, True)
 
 
 def test_a_layer_is_read_as_it_was_written(scene: Scene) -> None:
     layer = scene.layer()
     data = encode_host_layer(layer)
     assert parse_host_layer(data) == layer
-    other = data.replace(b"gversion\1", b"gversion\2")
+    other = data.replace(b"gversion\2", b"gversion\1")
     assert other != data
     for bad in (b"", data[:-1], data + b"\0", data.replace(b"stand-in", b"sit-down"), other):
         with pytest.raises(FormatError):
@@ -134,13 +170,14 @@ def test_a_layer_is_read_as_it_was_written(scene: Scene) -> None:
 
 def test_a_missing_layer_is_not_enough_where_the_host_is_known(scene: Scene) -> None:
     verified = verify_evidence(scene.evidence, scene.trust, scene.challenge)
-    (judgement,) = appraise_host(verified.host, scene.trust)
+    (judgement,) = appraise_host(verified, None)
     assert (judgement.finding.outcome, judgement.tier) == (Outcome.UNKNOWN, Tier.NONE)
 
 
 def test_a_missing_layer_is_visible_where_no_host_is_known(scene: Scene) -> None:
     trust = replace(scene.trust, host_ak_public=b"")
-    (judgement,) = appraise_host(None, trust)
+    verified = verify_evidence(scene.evidence, trust, scene.challenge)
+    (judgement,) = appraise_host(verified, None)
     assert (judgement.finding.outcome, judgement.tier) == (Outcome.UNKNOWN, None)
     assert scene.verify(scene.layer(), host_ak_public=b"") is None
 
@@ -211,7 +248,7 @@ def test_a_counter_that_goes_on_is_accepted(scene: Scene) -> None:
     "change",
     [
         lambda claims: replace(claims, counter=99),
-        lambda claims: replace(claims, last_modified=3),
+        lambda claims: replace(claims, counter=2),
     ],
 )
 def test_a_changed_claim_is_refused(scene: Scene, change: Callable[..., object]) -> None:
@@ -255,3 +292,114 @@ def test_a_quote_of_fewer_pcrs_of_the_host_is_refused(
     monkeypatch.setattr("undercroft.testing.host.HOST_SELECTION", fewer)
     layer = scene.layer()
     assert scene.refused(layer).startswith("host.quote.")
+
+
+# --- the host's own boot and files --------------------------------------------------------------
+
+HOST = SimulatedGuest(name="host", boot=standard_boot(secure_boot=False), files={"/bin/qemu": b"q"})
+RULES = HostRules(HOST.predicted(), wiring.shipped_policy("direct-boot"))
+
+
+def host_findings(scene: Scene, layer: HostLayer, rules: HostRules | None) -> dict[str, Judgement]:
+    judged = appraise_host(scene.verified(layer), rules)
+    return {judgement.finding.id: judgement for judgement in judged}
+
+
+def test_the_hosts_boot_and_files_are_judged_as_a_guests() -> None:
+    scene = scene_of(machine=HOST)
+    found = host_findings(scene, scene.layer(), RULES)
+    assert found["host.boot"].finding.outcome is Outcome.PASS
+    assert found.keys() >= {"host.layer", "host.boot", "host.ima.files"}
+    assert all(j.tier in (None, Tier.AFFIRMING) for j in found.values()), found
+
+
+def test_a_host_that_runs_something_else_is_judged() -> None:
+    other = SimulatedGuest(
+        name="host", boot=standard_boot(secure_boot=False), files={"/bin/qemu": b"changed"}
+    )
+    scene = scene_of(machine=other)
+    found = host_findings(scene, scene.layer(), RULES)
+    bad = {name for name, j in found.items() if j.tier is Tier.CONTRAINDICATED}
+    assert bad
+    assert all(name.startswith("host.ima.") for name in bad)
+
+
+def test_a_host_that_booted_something_else_is_judged() -> None:
+    scene = scene_of(machine=SimulatedGuest(name="host", boot=standard_boot()))
+    found = host_findings(scene, scene.layer(), RULES)
+    assert any(j.tier is Tier.CONTRAINDICATED for j in found.values())
+
+
+def test_without_reference_values_the_hosts_logs_are_only_replayed() -> None:
+    scene = scene_of(machine=HOST)
+    found = host_findings(scene, scene.layer(), None)
+    assert found.keys() == {"host.layer", "host.tpm", "host.boot"}
+    assert found["host.boot"].finding.outcome is Outcome.UNKNOWN
+    assert "boot log and IMA list replay" in found["host.boot"].finding.summary
+
+
+def test_a_host_without_a_file_list_is_told() -> None:
+    scene = scene_of(machine=HOST)
+    scene.host.ima_list = None
+    found = host_findings(scene, scene.layer(), RULES)
+    assert found["host.boot"].finding.outcome is Outcome.UNKNOWN
+    assert "no IMA list" in found["host.boot"].finding.summary
+
+
+def test_the_whole_result_shows_the_host() -> None:
+    scene = scene_of(machine=HOST)
+    verified = scene.verified(scene.layer())
+    policy = wiring.shipped_policy("direct-boot")
+    appraisal = appraise(verified, scene.guest.predicted(), policy, NOW, host=RULES)
+    assert any(finding.id.startswith("host.ima.") for finding in appraisal.findings)
+
+
+def test_a_log_that_the_hosts_tpm_does_not_bind_is_refused() -> None:
+    scene = scene_of(machine=HOST)
+    layer = scene.layer()
+    assert layer.eventlog is not None
+    assert layer.ima_list is not None
+    for other in (
+        replace(layer, eventlog=None),
+        replace(layer, ima_list=None),
+        replace(layer, eventlog=layer.eventlog + b"\0"),
+        replace(layer, ima_list=layer.ima_list + b"\0"),
+        replace(layer, eventlog=layer.ima_list, ima_list=layer.eventlog),
+    ):
+        assert scene.refused(other) == "host.binding"
+
+
+def test_a_log_that_does_not_replay_to_the_hosts_quote_is_refused() -> None:
+    scene = scene_of(machine=HOST)
+    boot = [one for one in HOST.boot if one.role != "kernel"]
+    scene.host.eventlog = encode_log(boot, [HashAlgorithm.SHA256])
+    assert scene.refused(scene.layer()).startswith("host.eventlog.")
+    scene = scene_of(machine=HOST)
+    scene.host.ima_list = SimulatedGuest(files={"/bin/other": b"o"}).ima.binary
+    assert scene.refused(scene.layer()).startswith("host.ima.")
+
+
+def traps(*epochs: object) -> tuple[Finding, ...]:
+    ranges = [{"name": "kernel.text", "last-modified-epoch": epoch} for epoch in epochs]
+    fact = Finding("kernel.traps", Outcome.PASS, "explained", {"ranges": ranges})  # type: ignore[dict-item]
+    return (*FACTS, fact)
+
+
+def test_the_last_change_is_the_one_that_the_record_names() -> None:
+    scene = scene_of(facts=traps(3, 0, 7))
+    claims = scene.host.claims(scene.evidence, MACHINE, last_modified=7)
+    host = scene.verify(scene.host.sign(claims, scene.challenge.nonce))
+    assert host is not None
+    assert host.last_modified == 7
+    for lied in (0, 6, 8):
+        claims = scene.host.claims(scene.evidence, MACHINE, last_modified=lied)
+        assert scene.refused(scene.host.sign(claims, scene.challenge.nonce)) == "host.modified"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [FACTS, traps(), traps(-1), traps("7"), (Finding("kernel.traps", Outcome.PASS, "none"),)],
+)
+def test_a_record_that_names_no_change_gives_none(facts: tuple[Finding, ...]) -> None:
+    assert last_modified_of(SimulatedGuest(facts=facts).record()) == 0
+    assert last_modified_of(None) == 0

@@ -36,16 +36,17 @@ def qualifying_data(
     parts = [
         _DOMAIN if launch_log is None else _LAUNCHED_DOMAIN,
         nonce.value,
-        _part(record),
-        _part(eventlog),
-        _part(ima_list),
+        part_digest(record),
+        part_digest(eventlog),
+        part_digest(ima_list),
     ]
     if launch_log is not None:
-        parts.append(_part(launch_log))
+        parts.append(part_digest(launch_log))
     return hashlib.sha256(b"".join(parts)).digest()
 
 
-def _part(part: bytes | None) -> bytes:
+def part_digest(part: bytes | None) -> bytes:
+    """Return P(part): SHA-256(01 || part), or SHA-256(00) for a part that is not there."""
     if part is None:
         return _ABSENT
     state = hashlib.sha256(_PRESENT)

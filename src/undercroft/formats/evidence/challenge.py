@@ -65,7 +65,8 @@ class Trust:
     ``ak_public`` is its TPMT_PUBLIC; ``ek_certificate`` the DER certificate of the endorsement
     key behind it, or empty.  ``host_ak_public`` is the TPMT_PUBLIC of the key that may vouch for
     the guest's host, empty if none is known; ``host_counter`` is the last value accepted of that
-    host's monotonic counter.
+    host's monotonic counter; ``host_ek_certificate`` the DER certificate of the endorsement key
+    that credential activation tied the host's key to, empty if nobody checked.
     """
 
     guest: str
@@ -74,6 +75,7 @@ class Trust:
     ek_certificate: bytes = b""
     host_ak_public: bytes = b""
     host_counter: int = 0
+    host_ek_certificate: bytes = b""
 
     def __post_init__(self) -> None:
         if not self.guest or not self.ak_public:
@@ -97,6 +99,7 @@ class _Trust(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     ek_certificate: str = ""
     host_ak_public: str = ""
     host_counter: int = 0
+    host_ek_certificate: str = ""
 
 
 def _check_format(found: str, wanted: str, name: str) -> None:
@@ -137,7 +140,8 @@ def parse_trust(data: bytes) -> Trust:
     try:
         ak, ek = strict_json.unhex(wire.ak_public), strict_json.unhex(wire.ek_certificate)
         host = strict_json.unhex(wire.host_ak_public)
-        return Trust(wire.guest, ak, wire.how, ek, host, wire.host_counter)
+        host_ek = strict_json.unhex(wire.host_ek_certificate)
+        return Trust(wire.guest, ak, wire.how, ek, host, wire.host_counter, host_ek)
     except ValueError as error:
         raise FormatError("trust", 0, str(error)) from error
 
@@ -153,5 +157,6 @@ def encode_trust(trust: Trust) -> bytes:
             trust.ek_certificate.hex(),
             trust.host_ak_public.hex(),
             trust.host_counter,
+            trust.host_ek_certificate.hex(),
         )
     )
