@@ -164,6 +164,8 @@ def _parse_elf(
     entry_size, count = reader.u16("e_phentsize"), reader.u16("e_phnum")
     if entry_size != _PROGRAM_HEADER.size or not 0 < count <= _MAX_SEGMENTS or count == _PN_XNUM:
         raise reader.fail("program headers of another shape", got=f"{count} of {entry_size}")
+    if table > size:
+        raise FormatError("ELF core", table, "the program headers lie behind the file's end")
     ranges: list[RamRange] = []
     vcpus: list[VcpuState] = []
     with path.open("rb") as file:

@@ -6,7 +6,7 @@ import mmap
 import os
 import weakref
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -119,6 +119,8 @@ class GuestRam:
     def __init__(self, ranges: Sequence[RamRange], blocks: Mapping[str, _Block]) -> None:
         self._map = RamMap(ranges)
         self._blocks = dict(blocks)
+        self._last: tuple[int, int, int, Callable[[int, int], bytes]] = (0, 0, 0, self._elsewhere)
+        """The range that was read last: where it starts, ends, lies in its block, and its read."""
 
     @property
     def size(self) -> int:
@@ -132,10 +134,18 @@ class GuestRam:
 
     def read(self, paddr: int, size: int) -> bytes:
         """Return a copy of exactly ``size`` bytes at ``paddr``, or raise MemoryFault."""
+        start, end, offset, block_read = self._last
+        if start <= paddr and paddr + size <= end:
+            return block_read(paddr - start + offset, size)
+        return self._elsewhere(paddr, size)
+
+    def _elsewhere(self, paddr: int, size: int) -> bytes:
         entry = self._map.find(paddr)
         inside = paddr - entry.paddr
+        block = self._blocks[entry.block]
+        self._last = (entry.paddr, entry.paddr + entry.size, entry.offset, block.read)
         if size <= entry.size - inside:
-            return self._blocks[entry.block].read(entry.offset + inside, size)
+            return block.read(entry.offset + inside, size)
         head = entry.size - inside
         first = self._blocks[entry.block].read(entry.offset + inside, head)
         return first + self.read(paddr + head, size - head)

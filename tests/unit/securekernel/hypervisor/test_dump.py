@@ -170,3 +170,10 @@ def test_only_a_format_error_escapes(
         guest = opened(folder, bytes(changed[:size]))
         for entry in guest.memory.ranges:
             guest.memory.read(entry.paddr, entry.size)
+
+
+def test_program_headers_behind_the_end_are_refused(tmp_path: Path) -> None:
+    data = bytearray(CORE)
+    struct.pack_into("<Q", data, 32, 1 << 63)  # e_phoff
+    with pytest.raises(FormatError, match="behind"):
+        opened(tmp_path, bytes(data))

@@ -12,9 +12,12 @@ from undercroft.securekernel.linux import inodes
 from undercroft.securekernel.linux.facts import Observer
 from undercroft.testing.fakecode import BAD_MODULE, GOOD_MODULE, FakeCode
 
-LINK, LIST, HEAD = 64, 0, 16
+LINK, LIST, HEAD, OWN = 64, 0, 16, 96
 LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
-    "inode": (128, {"i_op": 32, "i_mapping": 48, "i_fop": 56, "i_ino": 40, "i_sb_list": LINK}),
+    "inode": (
+        320,
+        {"i_op": 32, "i_mapping": 48, "i_fop": 56, "i_ino": 40, "i_sb_list": LINK, "i_data": OWN},
+    ),
     "address_space": (192, {"a_ops": 144}),
     "super_block": (256, {"s_list": LIST, "s_inodes": HEAD, "s_type": 40}),
     "file_system_type": (64, {"name": 0}),
@@ -110,3 +113,18 @@ def test_what_is_left_out_is_counted(fake: Guest, monkeypatch: pytest.MonkeyPatc
 def test_a_table_that_cannot_be_read_is_unknown(fake: Guest) -> None:
     fake.put(fake.inodes[0], "inode", "i_fop", 0x1234)
     assert fake.look().outcome is Outcome.UNKNOWN
+
+
+def test_the_operations_of_an_inodes_own_mapping_count(fake: Guest) -> None:
+    inode = fake.inodes[0]
+    fake.put(inode, "inode", "i_mapping", inode + OWN)
+    fake.guest.put_u64(inode + OWN + 144, fake.table(BAD_MODULE))
+    assert "address_space_operations" in anomaly(fake.look())["operations"]
+
+
+@pytest.mark.parametrize("place", ["inode", "head"])
+def test_a_neighbour_that_does_not_point_back_is_unknown(fake: Guest, place: str) -> None:
+    fake.look()
+    fake.guest.put_u64((fake.inodes[1] + LINK if place == "inode" else fake.block + HEAD) + 8, 8)
+    observer = Observer(nullcontext, lambda _: None, (0, 1))
+    assert inodes.collect(fake.kernel(), observer).outcome is Outcome.UNKNOWN

@@ -38,6 +38,10 @@ def is_canonical(vaddr: int, la57: bool) -> bool:
     return top in (0, (1 << (8 if la57 else 17)) - 1)
 
 
+_LARGE_SHIFT = 21
+_LARGE_MASK = (1 << _LARGE_SHIFT) - 1
+
+
 @dataclass(frozen=True, slots=True)
 class Mapping:
     """The mapping that an address falls in, with the rights of all levels combined.
@@ -63,10 +67,12 @@ class AddressSpace:
 
     def __init__(self, memory: PhysicalMemory, cr3: int, la57: bool) -> None:
         self.memory = memory
+        self._read_memory = memory.read
         self.root = cr3 & CR3_ADDRESS
         self.la57 = la57
         self._shifts = level_shifts(la57)
         self._pages: dict[int, int] = {}
+        self._large: dict[int, int] = {}  # 2 MiB parts of larger pages, as _pages has 4 KiB
 
     def lookup(self, vaddr: int) -> Mapping:
         """Return the mapping of ``vaddr``; raise MemoryFault where the processor would fault."""
@@ -102,19 +108,36 @@ class AddressSpace:
 
     def translate(self, vaddr: int) -> int:
         """Return the physical address of ``vaddr``, or raise MemoryFault(vaddr)."""
-        page = vaddr >> PAGE_SHIFT
-        base = self._pages.get(page)
+        base = self._pages.get(vaddr >> PAGE_SHIFT)
         if base is None:
+            base = self._page(vaddr)
+        return base + (vaddr & (PAGE_SIZE - 1))
+
+    def _page(self, vaddr: int) -> int:
+        """Find where the page of ``vaddr`` is, and remember it."""
+        large = self._large.get(vaddr >> _LARGE_SHIFT)
+        if large is None:
             mapping = self.lookup(vaddr)
             base = mapping.paddr + ((vaddr - mapping.vaddr) & ~(PAGE_SIZE - 1))
-            self._pages[page] = base
-        return base + (vaddr & (PAGE_SIZE - 1))
+            if mapping.size > PAGE_SIZE:
+                self._large[vaddr >> _LARGE_SHIFT] = base & ~_LARGE_MASK
+        else:
+            base = large + (vaddr & _LARGE_MASK & ~(PAGE_SIZE - 1))
+        self._pages[vaddr >> PAGE_SHIFT] = base
+        return base
 
     def read(self, vaddr: int, size: int) -> bytes:
         """Return a copy of exactly ``size`` bytes at ``vaddr``, or raise MemoryFault."""
-        left = PAGE_SIZE - (vaddr & (PAGE_SIZE - 1))
+        inside = vaddr & (PAGE_SIZE - 1)
+        left = PAGE_SIZE - inside
         if size <= left:
-            return self._read_page(vaddr, size)
+            base = self._pages.get(vaddr >> PAGE_SHIFT)
+            if base is None:
+                return self._read_page(vaddr, size)
+            try:
+                return self._read_memory(base + inside, size)
+            except MemoryFault:
+                return self._read_page(vaddr, size)  # it tells of the virtual address
         parts = []
         while size > 0:
             count = min(size, left)
