@@ -15,7 +15,6 @@ from undercroft.guests.info import GuestInfo
 from undercroft.guests.manifest import GuestBuild, load_build
 from undercroft.guests.run import Guest as RunningGuest
 from undercroft.packages.deb import read_deb
-from undercroft.packages.filestore import FileStore
 from undercroft.packages.profiles import ProfileStore
 from undercroft.policy import Policy, parse_policy
 from undercroft.reference.archive import FileArchive
@@ -25,6 +24,7 @@ from undercroft.securekernel.hypervisor import dump, qemu
 from undercroft.securekernel.linux.modules_text import ModuleLibrary
 from undercroft.securekernel.linux.usercode import FileLibrary
 from undercroft.service.accepted import AcceptedStates
+from undercroft.service.casefile import read_tables
 from undercroft.verify import profile_signature
 
 _POLICIES = Path(__file__).parent / "policy" / "policies"
@@ -51,13 +51,17 @@ def reference_home() -> Path:
     return home() / "references"
 
 
+def policy_home() -> Path:
+    """Return the folder that says whose policies are believed, and which were seen."""
+    return home() / "policies"
+
+
 def open_tables(references: ReferenceSet) -> tuple[FileArchive, ...]:
     """Map the tables of packaged files that ``references`` names.
 
     Raises EnvironmentFault if one is not in this home, FormatError if it is damaged.
     """
-    store = FileStore(reference_home())
-    return tuple(map(store.open_table, references.archives))
+    return read_tables(references, reference_home() / "tables")
 
 
 def shipped_policy(name: str) -> Policy:

@@ -12,10 +12,13 @@ from typing import Annotated
 import typer
 
 from undercroft import wiring
-from undercroft.appraise.model import Appraisal
+from undercroft.appraise.explain import explain
+from undercroft.appraise.model import Appraisal, Judgement
 from undercroft.base import EnvironmentFault, JsonValue
 from undercroft.cli import render
-from undercroft.service.casefile import load_case
+from undercroft.formats.ear import Tier
+from undercroft.service.casefile import Case, load_case
+from undercroft.service.policies import PolicyFolder
 from undercroft.service.verifier import accept_case, appraise_case, appraised_at
 
 RECORDED, NOW = "recorded", "now"
@@ -54,13 +57,13 @@ def verify(
     Evidence that is not authentic gives exit status 5 and no verdict. With `--at now` it must
     also not be older than what was accepted of the same key before, and is then remembered.
     """
-    loaded = load_case(case, trust=trust, references=references, policy=policy)
+    loaded = load_saved_case(case, trust=trust, references=references, policy=policy)
     if no_state:
         loaded = replace(loaded, last=None)
     if at == NOW and not no_state:
         _, appraisal = accept_case(loaded, int(time.time()), wiring.accepted_states())
     else:
-        appraisal = appraise_case(loaded, _time(at, case))
+        appraisal = appraise_case(loaded, appraisal_time(at, case))
     if as_json:
         sys.stdout.write(json.dumps(appraisal_json(appraisal), indent=1) + "\n")
     else:
@@ -69,7 +72,23 @@ def verify(
     raise typer.Exit(appraisal.exit_status)
 
 
-def _time(at: str, case: Path) -> int:
+def load_saved_case(
+    folder: Path,
+    *,
+    trust: Path | None = None,
+    references: Path | None = None,
+    policy: Path | None = None,
+) -> Case:
+    """Read a case; a policy in its own file may be signed, and then has to be acceptable."""
+    tables = wiring.reference_home() / "tables"
+    case = load_case(folder, trust=trust, references=references, tables=tables)
+    if policy is None:
+        return case
+    return replace(case, policy=PolicyFolder(wiring.policy_home()).read(policy))
+
+
+def appraisal_time(at: str, case: Path) -> int:
+    """Return the time that ``at`` stands for: see the option of ``verify``."""
     if at == RECORDED:
         return appraised_at(case)
     if at == NOW:
@@ -77,6 +96,13 @@ def _time(at: str, case: Path) -> int:
     if not at.isdecimal():
         raise EnvironmentFault("not a time", where="--at", expected="Unix seconds", got=at)
     return int(at)
+
+
+def _why(judgement: Judgement) -> dict[str, JsonValue]:
+    """Say of what keeps a machine from being affirmed how it came about and what to do."""
+    if judgement.tier in (None, Tier.AFFIRMING):
+        return {}
+    return {"why": explain(judgement).as_json()}
 
 
 def appraisal_json(appraisal: Appraisal) -> dict[str, JsonValue]:
@@ -90,5 +116,7 @@ def appraisal_json(appraisal: Appraisal) -> dict[str, JsonValue]:
         "appraised_at": appraisal.appraised_at,
         "expires_at": appraisal.expires_at,
         "trust_vector": {claim.value: value for claim, value in appraisal.trust_vector.items()},
-        "findings": [judgement.as_json() for judgement in appraisal.judgements],
+        "findings": [
+            {**judgement.as_json(), **_why(judgement)} for judgement in appraisal.judgements
+        ],
     }
