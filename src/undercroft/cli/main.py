@@ -8,6 +8,7 @@ from undercroft.base import UndercroftError
 from undercroft.cli import (
     demo,
     doctor,
+    enroll,
     eventlog,
     evidence,
     exit_status,
@@ -15,6 +16,7 @@ from undercroft.cli import (
     ima,
     inspect,
     packages,
+    policy,
     quote,
     reference,
     shell,
@@ -36,12 +38,14 @@ app.add_typer(guest.app, name="guest")
 app.command("attach")(inspect.attach)
 app.command("inspect")(inspect.inspect)
 app.command("shell")(shell.shell)
+app.add_typer(enroll.app, name="enroll")
 app.add_typer(evidence.app, name="evidence")
 app.command("verify")(verify.verify)
 app.command("watch")(watch.watch)
 app.add_typer(eventlog.app, name="eventlog")
 app.add_typer(ima.app, name="ima")
 app.add_typer(quote.app, name="quote")
+app.add_typer(policy.app, name="policy")
 reference.app.add_typer(packages.app, name="packages")
 app.add_typer(reference.app, name="reference")
 
