@@ -7,6 +7,7 @@ docs/support-matrix.md is written from them.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import functools
 import hashlib
@@ -162,21 +163,58 @@ def assert_processor_is_the_machines(guest: MatrixGuest, proof: KernelTextProof)
         assert finding.outcome is Outcome.PASS, (finding.summary, finding.details)
 
 
+class Machines:
+    """At most one guest of one kernel: kept while the setting stays the same and all is well."""
+
+    def __init__(self, kernel: MatrixKernel, folder: Path) -> None:
+        self.kernel = kernel
+        self._folder = folder
+        self._stack = contextlib.ExitStack()
+        self._kept: tuple[Setting, MatrixGuest] | None = None
+
+    @contextlib.contextmanager
+    def guest(self, setting: Setting) -> Iterator[MatrixGuest]:
+        """Give a guest with its modules loaded and no tracer or probe; a failure ends it."""
+        if self._kept is None or self._kept[0] != setting:
+            self.close()
+            guest = self._stack.enter_context(booted(self.kernel, setting, self._folder))
+            guest.load_modules()
+            self._kept = (setting, guest)
+        try:
+            for command in QUIET:
+                self._kept[1].console(command, timeout_s=300)
+            yield self._kept[1]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the guest."""
+        self._kept = None
+        self._stack.close()
+
+
+QUIET = (
+    f"echo nop > {TRACING}/current_tracer",
+    f"echo > {TRACING}/set_ftrace_filter",
+    f"[ ! -e {TRACING}/events/kprobes ] || echo 0 > {TRACING}/events/kprobes/enable",
+    f"echo > {TRACING}/kprobe_events",
+)
+
+
 def run_cell(
-    kernel: MatrixKernel,
+    machines: Machines,
     setting: Setting,
     name: str,
     folder: Path,
-    home: Path,
     activity: Activity | None = None,
 ) -> None:
+    kernel = machines.kernel
     path = cell_path(folder, kernel.flavour.name, name)
     if is_done(path, kernel.package):
         return
     started = time.monotonic()
-    machine = home / "matrix" / f"run-{os.getpid()}"
-    with booted(kernel, setting, machine) as guest:
-        guest.load_modules()
+    with machines.guest(setting) as guest:
         proof = guest.attach()
         assert_explained(proof)
         assert_processor_is_the_machines(guest, proof)
@@ -203,19 +241,15 @@ def run_cell(
     path.write_text(json.dumps(asdict(result), indent=1) + "\n")
 
 
-@pytest.fixture(params=FLAVOURS, ids=lambda flavour: flavour.name.replace(" ", "-"))
-def kernel(
+@pytest.fixture(scope="module", params=FLAVOURS, ids=lambda flavour: flavour.name.replace(" ", "-"))
+def machines(
     request: pytest.FixtureRequest, guest_home: Path, programs: tuple[Path, ...]
-) -> MatrixKernel:
+) -> Iterator[Machines]:
     flavour: Flavour = request.param
-    return prepare(guest_home, flavour, programs)
-
-
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name.replace(" ", "-"))
-def test_setting(
-    kernel: MatrixKernel, setting: Setting, results_folder: Path, guest_home: Path
-) -> None:
-    run_cell(kernel, setting, setting.name, results_folder, guest_home)
+    folder = guest_home / "matrix" / f"run-{os.getpid()}"
+    kept = Machines(prepare(guest_home, flavour, programs), folder)
+    yield kept
+    kept.close()
 
 
 def traces(guest: MatrixGuest, proof: KernelTextProof) -> None:
@@ -288,8 +322,13 @@ ACTIVITIES: dict[str, Activity] = {
 
 
 @pytest.mark.parametrize("name", ACTIVITIES, ids=lambda name: name.replace(" ", "-"))
-def test_activity(kernel: MatrixKernel, name: str, results_folder: Path, guest_home: Path) -> None:
-    run_cell(kernel, SETTINGS[0], name, results_folder, guest_home, ACTIVITIES[name])
+def test_activity(machines: Machines, name: str, results_folder: Path) -> None:
+    run_cell(machines, SETTINGS[0], name, results_folder, ACTIVITIES[name])
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name.replace(" ", "-"))
+def test_setting(machines: Machines, setting: Setting, results_folder: Path) -> None:
+    run_cell(machines, setting, setting.name, results_folder)
 
 
 def write_page(folder: Path) -> None:
