@@ -85,6 +85,12 @@ class World:
             self.put(BATCH + 16 * index, site)
 
 
+@pytest.fixture(autouse=True)
+def _less_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settle, "MOVING_S", 6.0)
+    monkeypatch.setattr(settle, "MOVING_MAX_S", 25.0)
+
+
 @pytest.fixture
 def world() -> World:
     return World()
