@@ -9,6 +9,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import zstandard
 
@@ -57,19 +58,26 @@ def build_profile(
     elf = decompress_payload(boot.payload)
     keys = builtin_keys(load_elf(elf, boot.kernel_version, digest))
     modules: dict[str, bytes] = {}
-    for count, path in enumerate(sorted(files), 1):
-        content = decompress_module(files[path])
-        signed, signature = split_signature(content)
-        name = module_name(signed)
-        verify_module(name, signed, signature, keys)
-        if name in modules:
-            raise FormatError(_FORMAT, 0, f"two modules are called {name}")
-        modules[name] = content
-        if count % _PROGRESS == 0:
-            progress(count)
+    with ThreadPoolExecutor() as pool:  # unpacking and verifying let go of the interpreter
+        verified = pool.map(lambda path: _verified(files[path], keys), sorted(files))
+        for count, (name, content) in enumerate(verified, 1):
+            if name in modules:
+                raise FormatError(_FORMAT, 0, f"two modules are called {name}")
+            modules[name] = content
+            if count % _PROGRESS == 0:
+                progress(count)
     return encode_profile(
         identity, VmlinuzIdentity(digest, boot.kernel_version, signer), elf, modules
     )
+
+
+def _verified(file: bytes, keys: Sequence[bytes]) -> tuple[str, bytes]:
+    """Return a module's name and its unpacked bytes."""
+    content = decompress_module(file)
+    signed, signature = split_signature(content)
+    name = module_name(signed)
+    verify_module(name, signed, signature, keys)
+    return name, content
 
 
 def _is_module(path: str) -> bool:

@@ -29,6 +29,7 @@ from undercroft.guests.micro import APPLETS
 from undercroft.packages import Archive, EntryKind, read_deb
 from undercroft.packages.apt import PrivateApt
 from undercroft.packages.profiles import SHIM_PACKAGE, ProfileStore, shim_certificates
+from undercroft.packages.verified import VerifiedPackage
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.linux.text import KernelTextProof
 
@@ -140,17 +141,27 @@ class MatrixKernel:
     load_order: tuple[str, ...]
 
 
-@functools.cache
-def prepare(home: Path, flavour: Flavour, programs: tuple[Path, ...] = ()) -> MatrixKernel:
-    """Fetch the kernel package with its signature chain and build its initramfs."""
+def _archive(home: Path, flavour: Flavour) -> Archive:
     root = home / ("apt-backports" if flavour.backports else "apt")
     apt = _BackportsApt(root) if flavour.backports else None
-    archive = Archive(root, now=dt.datetime.now(dt.UTC), apt=apt)
+    return Archive(root, now=dt.datetime.now(dt.UTC), apt=apt)
+
+
+def kernel_package(home: Path, flavour: Flavour) -> VerifiedPackage:
+    """Fetch the kernel package with its signature chain."""
+    archive = _archive(home, flavour)
     meta, _ = archive.find(flavour.meta)
     match = _IMAGE.search(meta.depends)
     if match is None:
         raise EnvironmentFault(f"{flavour.meta} names no kernel package", got=meta.depends)
-    package = archive.fetch(match[1], match[2])
+    return archive.fetch(match[1], match[2])
+
+
+@functools.cache
+def prepare(home: Path, flavour: Flavour, programs: tuple[Path, ...] = ()) -> MatrixKernel:
+    """Fetch and verify the kernel package, and build its initramfs."""
+    archive = _archive(home, flavour)
+    package = kernel_package(home, flavour)
     shim = archive.fetch(SHIM_PACKAGE)
     anchors = shim_certificates(shim.path.read_bytes())
     store = ProfileStore(home / "profiles")
@@ -167,14 +178,14 @@ def prepare(home: Path, flavour: Flavour, programs: tuple[Path, ...] = ()) -> Ma
         for entry in read_deb(busybox.path.read_bytes(), lambda path: path.endswith("/busybox"))
         if entry.kind is EntryKind.FILE
     )
-    folder = home / "matrix" / match[1]
+    folder = home / "matrix" / package.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vmlinuz").write_bytes(vmlinuz)
     entries = _initramfs(shell, {name: profile.module_file(name) for name in order}, programs)
     (folder / "initrd.gz").write_bytes(gzip.compress(write_cpio(entries), 1, mtime=0))
     return MatrixKernel(
         flavour,
-        f"{match[1]} {match[2]}",
+        f"{package.name} {package.version}",
         profile,
         folder / "vmlinuz",
         folder / "initrd.gz",
