@@ -192,14 +192,14 @@ def _epochs(launch: VerifiedLaunch) -> Iterator[Judgement]:
     """State what PCR 19 says of the write traps: how many epochs, and if there is a hole."""
     if not launch.runs:
         return
-    count = sum(len(run.epochs) for run in launch.runs)
+    count = launch.runs[-1].epochs[-1].sequence
     details: dict[str, JsonValue] = {
         "epochs": count,
         "sessions": [run.session.hex() for run in launch.runs],
     }
     name, source = W5_EPOCHS.id, W5_EPOCHS.source
     if len(launch.runs) == 1:
-        what = f"PCR 19 names {count} epochs of one run of the secure kernel, none missing"
+        what = f"PCR 19 names the write traps' epochs to number {count}, of one run"
         yield stated(Finding(name, Outcome.PASS, what, details, source))
         return
     what = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +26,8 @@ from undercroft.securekernel.supervise import Word, tell
 from undercroft.securekernel.trapped import TrappedKernel
 from undercroft.securekernel.traps.attach import StillBootingError
 from undercroft.securekernel.traps.guard import EPOCH_S, Mode
+from undercroft.service.ownguest import connect_vtpm
+from undercroft.service.running import RunningRecord
 
 Target = Annotated[str, typer.Argument(help="qemu:NAME, qemu:PID or dump:FILE")]
 Kernel = Annotated[
@@ -182,7 +186,7 @@ def attach(
         list[str] | None,
         typer.Option(
             help="What --traps protects besides: SYMBOL, SYMBOL+SIZE or 0xADDRESS+SIZE of the "
-            "kernel. May be repeated."
+            "kernel, or pid:N, the code of a process. May be repeated."
         ),
     ] = None,
     epoch: Annotated[
@@ -198,12 +202,9 @@ def attach(
     """
     opened = wiring.open_target(target, kernel)
     if traps is None:
-        _watch(
-            SecureKernel(opened.guest, opened.image, opened.kernel.library, opened.files),
-            interval,
-            seconds,
-            as_json,
-        )
+        alone = SecureKernel(opened.guest, opened.image, opened.kernel.library, opened.files)
+        with _recording(opened) as record:
+            _watch(alone, interval, seconds, as_json, record)
         return
     if not isinstance(opened.guest, QemuGuest):
         raise EnvironmentFault("only a guest of QEMU can be trapped", where=target)
@@ -227,9 +228,19 @@ def attach(
     except StillBootingError:
         tell(ready_fd, Word.BOOTING)
         raise
-    with trapped:
+    with trapped, _recording(opened) as record:
         confine()
-        _watch(trapped, interval, seconds, as_json, ready_fd)
+        _watch(trapped, interval, seconds, as_json, record, ready_fd)
+
+
+@contextmanager
+def _recording(opened: wiring.Target) -> Iterator[RunningRecord | None]:
+    """Connect to the guest's TPM, where it can be: what is seen goes to PCR 19 as it happens."""
+    if opened.info is None or opened.info.vtpm_control is None:
+        yield None
+        return
+    with connect_vtpm(opened.info) as client:
+        yield RunningRecord(client)
 
 
 def _watch(
@@ -237,8 +248,10 @@ def _watch(
     interval: float,
     seconds: float,
     as_json: bool,
+    record: RunningRecord | None,
     ready_fd: int | None = None,
 ) -> None:
+    trapped = watched if isinstance(watched, TrappedKernel) else None
     console = render.console()
     told = ready_fd
     seen: dict[str, tuple[Outcome, str]] = {}
@@ -250,14 +263,18 @@ def _watch(
                 failed = worst(fact.outcome for fact in facts) is Outcome.FAIL
                 tell(ready_fd, Word.FAILED if failed else Word.ARMED)
                 ready_fd = None
+            if record is not None:
+                facts += record.keep(facts, trapped.guard.chain() if trapped else ())
             _say_changes(facts, seen, console if not as_json else None)
             watched.guest.check_alive()
-            if isinstance(watched, TrappedKernel) and _is_over(watched, told):
-                _say_changes([watched.traps()], seen, console if not as_json else None)
+            if trapped is not None and _is_over(trapped, told):
+                _say_changes([trapped.traps()], seen, console if not as_json else None)
                 break
             time.sleep(interval)
     except KeyboardInterrupt:
         pass
+    if record is not None and trapped is not None:
+        record.keep([trapped.now()], trapped.guard.chain(), last=True)
     raise typer.Exit(_STATUS[worst(outcome for outcome, _ in seen.values())])
 
 

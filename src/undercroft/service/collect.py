@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from undercroft.base import EnvironmentFault, Finding, Outcome
-from undercroft.formats.eventlog import parse_eventlog
+from undercroft.base import EnvironmentFault, Finding
 from undercroft.formats.evidence import (
     Challenge,
     Evidence,
@@ -15,14 +14,11 @@ from undercroft.formats.evidence import (
     qualifying_data,
 )
 from undercroft.formats.evidence.interval import encode_chain
-from undercroft.formats.launch import FINDING, PCR_RECORD, finding_record, parse_launch_event
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.trapped import TrappedKernel
 from undercroft.securekernel.vtpm.client import VtpmClient
-from undercroft.securekernel.vtpm.epochs import EpochKeeper
+from undercroft.securekernel.vtpm.records import RecordKeeper
 
-MAX_FINDINGS = 256
-"""How many findings one launch keeps: enough to condemn a guest that varies them."""
 TRIES = 8
 """How often the guest may measure a file in the few milliseconds between log and quote."""
 
@@ -37,19 +33,19 @@ def collect(
 
     ``machine`` gives the facts about the machine under the guest (``machine.machine_facts``),
     which go into the record too.  What is found to be wrong also goes to PCR 19, where it stays
-    until the machine starts again, as do the epochs of write traps that have ended.  The quote
-    binds the logs as they were read. If the guest measured something before the quote, the quoted
-    PCR is ahead of the list; then everything is done again.
+    until the machine starts again, as does the newest epoch of write traps.  The quote binds the
+    logs as they were read. If the guest measured something before the quote, the quoted PCR is
+    ahead of the list; then everything is done again.
     Raises GuestGone if the guest ended meanwhile, VtpmUnavailable or TpmError if it cannot quote,
     EnvironmentFault if the guest does not stop measuring.
     """
+    records = RecordKeeper(client)
     for _ in range(TRIES):
         seen = kernel.record()
         facts = (*seen.facts, *machine())
-        _keep_findings(client, facts)
+        records.keep_findings(facts)
         chain = kernel.chain_of(seen) if isinstance(kernel, TrappedKernel) else ()
-        if chain:
-            EpochKeeper(client).keep(chain)
+        records.keep_epochs(chain)
         record = encode_record(replace(seen, facts=facts))
         eventlog, ima_list = kernel.event_log(), kernel.ima_list()
         launch_log = client.current_launch_log() or None
@@ -71,18 +67,3 @@ def collect(
         expected=f"a quiet moment in {TRIES} tries",
         remedy="try again",
     )
-
-
-def _keep_findings(client: VtpmClient, facts: Sequence[Finding]) -> None:
-    """Put each failed fact into PCR 19, once in a launch: undoing an attack does not hide it."""
-    failed = [finding_record(fact) for fact in facts if fact.outcome is Outcome.FAIL]
-    log = client.current_launch_log() if failed else b""
-    if not log:
-        return
-    kept = {
-        parse_launch_event(e.data).data for e in parse_eventlog(log).events if e.pcr == PCR_RECORD
-    }
-    for data in failed:
-        if data not in kept and len(kept) < MAX_FINDINGS:
-            client.record(FINDING, data)
-            kept.add(data)

@@ -1,10 +1,11 @@
 """The epochs of the write traps that PCR 19 names, and the chain that the evidence shows.
 
-Checks:
+PCR 19 gets the newest epoch now and then: each names the one before it by digest.  Checks:
 
-``launch.epochs`` the epochs of each run of the secure kernel stand in PCR 19 by number, none
-                  missing, and no run goes on after another has begun
-``launch.chain``  the chain that is shown is the last run's, whole, as PCR 19 names it
+``launch.epochs`` the epochs of each run of the secure kernel stand in PCR 19 by number, and no run
+                  goes on after another has begun
+``launch.chain``  the chain that is shown is the last run's: it has every epoch that PCR 19 names
+                  of it, at its number, and ends with the newest
 
 More than one run means that the secure kernel was started again: what the guest did in between
 is not covered by any epoch.  That is no lie, so it is stated and not refused.
@@ -23,13 +24,13 @@ from undercroft.verify.checks import Check
 W5_EPOCHS = Check(
     "W5",
     "launch.epochs",
-    "PCR 19 names the epochs of each run of the secure kernel in order, without a gap",
+    "PCR 19 names epochs of each run of the secure kernel in order, one run after another",
     "docs/formats.md",
 )
 W6_CHAIN = Check(
     "W6",
     "launch.chain",
-    "the chain of epochs that is shown is the last run's, whole, as PCR 19 names it",
+    "the chain of epochs that is shown is the last run's: it has what PCR 19 names, to the newest",
     "docs/formats.md",
 )
 CHECKS = (W5_EPOCHS, W6_CHAIN)
@@ -37,7 +38,7 @@ CHECKS = (W5_EPOCHS, W6_CHAIN)
 
 @dataclass(frozen=True, slots=True)
 class RecordedRun:
-    """The epochs of one run of the secure kernel, in order, as PCR 19 has them."""
+    """Epochs of one run of the secure kernel, in order, as PCR 19 has them."""
 
     session: bytes
     epochs: tuple[EpochRecord, ...]
@@ -54,43 +55,42 @@ def recorded_runs(events: Iterable[LaunchEvent]) -> tuple[RecordedRun, ...]:
             continue
         record = parse_epoch_record(event.data)
         if not runs or runs[-1][-1].session != record.session:
-            _begin(runs, record)
-        elif record.sequence == runs[-1][-1].sequence + 1:
+            if any(run[0].session == record.session for run in runs):
+                raise W5_EPOCHS.failed(
+                    "a run of the secure kernel that goes on after another",
+                    got=record.session.hex(),
+                )
+            runs.append([record])
+        elif record.sequence > runs[-1][-1].sequence:
             runs[-1].append(record)
         else:
             raise W5_EPOCHS.failed(
-                "an epoch is missing in PCR 19",
-                expected=runs[-1][-1].sequence + 1,
+                "an epoch of the secure kernel after a later one",
+                expected=f"more than {runs[-1][-1].sequence}",
                 got=record.sequence,
             )
     return tuple(RecordedRun(run[0].session, tuple(run)) for run in runs)
 
 
-def _begin(runs: list[list[EpochRecord]], record: EpochRecord) -> None:
-    """Begin another run.  Its first epoch is the first: after a reset the whole chain is
-    recorded again."""
-    if record.sequence != 1:
-        raise W5_EPOCHS.failed(
-            "a run of the secure kernel without its first epoch", expected=1, got=record.sequence
-        )
-    if any(run[0].session == record.session for run in runs):
-        raise W5_EPOCHS.failed(
-            "a run of the secure kernel that goes on after another", got=record.session.hex()
-        )
-    runs.append([record])
-
-
 def verify_epochs(runs: Sequence[RecordedRun], chain: Sequence[bytes]) -> RecordedRun:
     """Return the last of ``runs`` (``VerifiedLaunch.runs``), whose epochs are ``chain`` (encoded).
 
-    Raises VerificationError (W6).
+    Whether the chain is linked is for ``interval.verify_chain`` to say.  Raises VerificationError
+    (W6).
     """
-    named = [epoch.digest for epoch in runs[-1].epochs] if runs else []
+    named = runs[-1].epochs if runs else ()
     shown = [epoch_digest(encoded) for encoded in chain]
-    if not named or len(named) != len(shown) or not all(map(hmac.compare_digest, named, shown)):
+    if not named or named[-1].sequence != len(shown):
         raise W6_CHAIN.failed(
-            "the chain of epochs is not the one that PCR 19 names",
-            expected=f"{len(named)} epochs, the last {named[-1].hex() if named else 'none'}",
-            got=f"{len(shown)} epochs, the last {shown[-1].hex() if shown else 'none'}",
+            "the chain of epochs does not end with the newest that PCR 19 names",
+            expected=f"{named[-1].sequence} epochs" if named else "no epoch",
+            got=f"{len(shown)} epochs",
         )
+    for record in named:
+        if not hmac.compare_digest(record.digest, shown[record.sequence - 1]):
+            raise W6_CHAIN.failed(
+                f"epoch {record.sequence} of the chain is not the one that PCR 19 names",
+                expected=record.digest.hex(),
+                got=shown[record.sequence - 1].hex(),
+            )
     return runs[-1]

@@ -184,7 +184,7 @@ def epochs(session: int, count: int) -> list[tuple[str, bytes]]:
 @pytest.mark.parametrize(
     ("records", "outcome", "says"),
     [
-        (epochs(1, 3), Outcome.PASS, "names 3 epochs of one run"),
+        (epochs(1, 3), Outcome.PASS, "to number 3, of one run"),
         (epochs(1, 3) + epochs(2, 1), Outcome.UNKNOWN, "started 2 times"),
     ],
 )

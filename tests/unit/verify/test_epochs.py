@@ -69,9 +69,10 @@ def test_the_whole_chain_is_what_the_pcr_names() -> None:
     assert verify_epochs(launch.runs, CHAIN) == launch.runs[0]
 
 
-@pytest.mark.parametrize("missing", range(len(RECORDS) - 1))
-def test_an_epoch_missing_in_the_pcr_is_refused(missing: int) -> None:
-    assert refused(*RECORDS[:missing], *RECORDS[missing + 1 :]) == "launch.epochs"
+@pytest.mark.parametrize("first", range(len(RECORDS)))
+def test_the_newest_stands_for_all_before_it(first: int) -> None:
+    assert verify_epochs(runs(*RECORDS[first:]), CHAIN).epochs == tuple(RECORDS[first:])
+    assert verify_epochs(runs(*RECORDS[first:-1:2], RECORDS[-1]), CHAIN)
 
 
 def test_an_epoch_named_twice_is_refused() -> None:
@@ -86,7 +87,7 @@ def test_a_run_that_goes_on_after_another_is_refused() -> None:
 
 def test_the_launch_refuses_what_the_epochs_refuse() -> None:
     with pytest.raises(VerificationError) as caught:
-        launched(*RECORDS[1:])
+        launched(*RECORDS[1:], RECORDS[0])
     assert caught.value.check == "launch.epochs"
 
 
@@ -98,6 +99,7 @@ def test_the_launch_refuses_what_the_epochs_refuse() -> None:
         [],
         [*CHAIN, CHAIN[-1]],
         [*CHAIN[:-1], CHAIN[-1] + b"\0"],
+        [CHAIN[0], CHAIN[1] + b"\0", *CHAIN[2:]],
     ],
 )
 def test_another_chain_than_the_pcr_names_is_refused(shown: list[bytes]) -> None:
