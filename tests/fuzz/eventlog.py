@@ -1,17 +1,11 @@
-"""Fuzz targets for event logs: one input, two properties.
+"""Fuzz targets for event logs; the vectors are their corpus.
 
-Only FormatError escapes a parser, and what parses encodes to the input.  ``test_eventlog.py``
-drives these with hypothesis; with atheris installed
-
-    python tests/fuzz/eventlog.py -max_total_time=600 NEW_INPUTS
-
-fuzzes from the vectors and keeps what reaches new code in the folder NEW_INPUTS.
+Only FormatError escapes a parser, and what parses encodes to the input.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from undercroft.base import FormatError, HashAlgorithm
@@ -23,11 +17,12 @@ from undercroft.formats.eventlog.devicepath_text import device_path_text
 from undercroft.formats.eventlog.signatures import decode_signature_database
 from undercroft.formats.eventlog.specid import decode_spec_id
 from undercroft.formats.eventlog.variables import decode_load_option
+from undercroft.testing.fuzzing import Suite, Target, fuzz_by_hand
 from undercroft.verify.eventlog import replay_eventlog, verify_eventlog
 from undercroft.verify.eventlog_findings import judge_eventlog
 from undercroft.verify.secureboot import judge_secure_boot
 
-CORPUS = Path(__file__).parents[1] / "vectors" / "eventlog"
+VECTORS = Path(__file__).parents[1] / "vectors" / "eventlog"
 TYPES = tuple(EventType)
 
 
@@ -77,35 +72,18 @@ def fuzz_parts(data: bytes) -> None:
     assert device_path_text(path).isprintable()
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {
+TARGETS: dict[str, Target] = {
     "log": fuzz_log,
     "event": fuzz_event,
     "parts": fuzz_parts,
 }
-
-
-def corpus() -> list[bytes]:
-    """Return the vectors; there must be some."""
-    inputs = [path.read_bytes() for path in sorted(CORPUS.rglob("*.bin"))]
-    if not inputs:
-        raise FileNotFoundError(f"the fuzz corpus {CORPUS} is empty")
-    return inputs
-
-
-def _main() -> None:
-    import atheris
-
-    corpus()
-    atheris.instrument_all()
-
-    def one(data: bytes) -> None:
-        for target in TARGETS.values():
-            target(data)
-
-    # What atheris finds new goes to the first folder it is given; the vectors only seed it.
-    atheris.Setup([*sys.argv, str(CORPUS)], one)
-    atheris.Fuzz()
-
+SUITE = Suite(
+    Path(__file__),
+    TARGETS,
+    (VECTORS, VECTORS / "recorded"),
+    frozenset({".bin"}),
+    largest=6000,
+)
 
 if __name__ == "__main__":
-    _main()
+    sys.exit(fuzz_by_hand(__file__, TARGETS))

@@ -28,6 +28,7 @@ from undercroft.formats.corim.model import (
     ReferenceTriple,
     Validity,
 )
+from undercroft.formats.descriptor import VmDescriptor, encode_descriptor
 from undercroft.formats.ear import EAR_03, VERAISON_2023, VerifierId
 from undercroft.formats.evidence import (
     encode_challenge,
@@ -38,10 +39,12 @@ from undercroft.formats.evidence import (
 from undercroft.formats.evidence.cmw import CmwCollection, CmwRecord, encode_cmw
 from undercroft.formats.evidence.collection import encode_quote_item
 from undercroft.formats.evidence.eat import CoseAlgorithm, EatClaims, encode_eat
+from undercroft.formats.evidence.hostlayer import encode_host_layer
 from undercroft.policy import parse_policy
 from undercroft.reference.corim import encode_reference_corim
 from undercroft.reference.serialise import encode_reference_set
 from undercroft.testing.guest import NOW, SimulatedGuest
+from undercroft.testing.host import SimulatedHost
 
 HERE = Path(__file__).parent
 POLICIES = importlib.resources.files("undercroft.policy") / "policies"
@@ -60,6 +63,9 @@ def guest_seeds() -> Iterator[tuple[str, str, bytes]]:
     claims = EatClaims(challenge.nonce, NOW, evidence)
     yield "eat", "es256", encode_eat(claims, CoseAlgorithm.ES256, b"key", lambda _: bytes(64))
     yield "eat", "es384", encode_eat(claims, CoseAlgorithm.ES384, b"", lambda _: bytes(96))
+    host = SimulatedHost()
+    layer = host.sign(host.claims(evidence), challenge.nonce)
+    yield "host-layer", "stand-in", encode_host_layer(layer)
     yield "challenge", "sha256", encode_challenge(challenge)
     yield "trust", "made-here", encode_trust(guest.trust)
     yield "reference-json", "guest", encode_reference_set(guest.references)
@@ -80,6 +86,24 @@ def other_seeds() -> Iterator[tuple[str, str, bytes]]:
     """What no guest of ours says: target, name, bytes."""
     for entry in POLICIES.iterdir():
         yield "policy", entry.name, entry.read_bytes()
+    machine = VmDescriptor(
+        name="web",
+        hypervisor=b"q" * 32,
+        machine="q35,smm=off",
+        accelerator="kvm",
+        cpu="host",
+        vcpus=2,
+        memory=512 << 20,
+        firmware=b"f" * 32,
+        variables=b"v" * 32,
+        kernel=b"k" * 32,
+        initrd=b"i" * 32,
+        command_line="quiet",
+        devices={"pci/00:00.0": "8086:29c0", "chardev/serial": "chardev-socket"},
+        network=("52:54:00:12:34:56",),
+        vtpm=b"e" * 32,
+    )
+    yield "descriptor", "machine", encode_descriptor(machine)
     value = [0, 23, 24, -1, 1.5, 0.1, "text", b"bytes", None, True, {1: [], "a": {}}]
     yield "cbor", "everything", cbor.encode(Tagged(501, [*value, 1 << 40, Tagged(506, b"")]))
     inner = CmwCollection("", {0: CmwRecord(30001, b"x")})

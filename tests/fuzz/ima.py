@@ -1,14 +1,12 @@
-"""Fuzz targets for IMA lists: one input, two properties.
+"""Fuzz targets for IMA lists; the vectors are their corpus.
 
 Only FormatError escapes a parser, and what parses encodes to the input; what parses is also
-shown, replayed and judged.  ``test_ima.py`` drives these with hypothesis; with atheris installed,
-``python tests/fuzz/ima.py`` fuzzes from the vectors as its corpus.
+shown, replayed and judged.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from undercroft.appraise.ima import appraise_ima
@@ -24,11 +22,14 @@ from undercroft.formats.ima import (
     encode_binary,
     parse_ascii,
     parse_binary,
+    parse_inode,
     parse_signature,
 )
+from undercroft.formats.ima.inode import FIELDS as INODE_FIELDS
 from undercroft.policy import ReferenceRules
 from undercroft.reference.files import compile_files
 from undercroft.reference.model import Provenance, ReferenceValue
+from undercroft.testing.fuzzing import Suite, Target, fuzz_by_hand
 from undercroft.verify.ima import replay_ima
 from undercroft.verify.ima_signature import load_key
 from undercroft.verify.ima_state import parse_state
@@ -85,6 +86,13 @@ def fuzz_parts(data: bytes) -> None:
         except FormatError:
             continue
         assert value.encode() == data
+    fields = dict(zip(INODE_FIELDS, data.split(b"\xff"), strict=False))
+    try:
+        inode = parse_inode(fields, "little")
+    except FormatError:
+        pass
+    else:
+        assert inode.encode("little").items() >= fields.items()
     for act in (detect, load_key):
         try:
             act(data)
@@ -94,37 +102,17 @@ def fuzz_parts(data: bytes) -> None:
         decode_buffer(name, data)
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {
+TARGETS: dict[str, Target] = {
     "binary": fuzz_binary,
     "ascii": fuzz_ascii,
     "parts": fuzz_parts,
 }
-
-
-def corpus() -> list[bytes]:
-    """Return the vectors; there must be some."""
-    files = [*VECTORS.glob("made/*.bin"), *VECTORS.glob("recorded/*.[ab]*i*")]
-    files += [*VECTORS.glob("evmctl/*.sig"), *VECTORS.glob("evmctl/*.der")]
-    inputs = [path.read_bytes() for path in sorted(files)]
-    if not inputs:
-        raise FileNotFoundError(f"the fuzz corpus {VECTORS} is empty")
-    return inputs
-
-
-def _main() -> None:
-    import atheris
-
-    corpus()
-    atheris.instrument_all()
-
-    def one(data: bytes) -> None:
-        for target in TARGETS.values():
-            target(data)
-
-    folders = [str(VECTORS / name) for name in ("made", "recorded", "evmctl")]
-    atheris.Setup([*sys.argv, *folders], one)
-    atheris.Fuzz()
-
+SUITE = Suite(
+    Path(__file__),
+    TARGETS,
+    (VECTORS / "made", VECTORS / "recorded", VECTORS / "evmctl"),
+    frozenset({".bin", ".binary", ".ascii", ".sig", ".der"}),
+)
 
 if __name__ == "__main__":
-    _main()
+    sys.exit(fuzz_by_hand(__file__, TARGETS))

@@ -7,10 +7,15 @@ Inputs that fuzzing found stay beside the seeds; this script only adds and renew
 
 from __future__ import annotations
 
+import datetime
 import lzma
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.serialization import pkcs7
 
 from undercroft.formats.evidence.interval import (
     FIRST,
@@ -25,7 +30,9 @@ from undercroft.formats.evidence.interval import (
     epoch_digest,
 )
 from undercroft.formats.launch import LAUNCH, TAG_IDENTITY, LaunchEvent, launch_text
+from undercroft.testing.keys import rsa_key
 from undercroft.testing.tinykernel import TinyKernel
+from undercroft.testing.tinymodule import ALLOC, EXEC, TinyModule, signed
 
 HERE = Path(__file__).parent
 
@@ -95,6 +102,36 @@ def epoch(sequence: int, previous: bytes) -> bytes:
     )
 
 
+def modules() -> Iterator[tuple[str, bytes]]:
+    """Modules as they lie in packages: bare, signed, compressed."""
+    module = TinyModule()
+    module.section(".text", ALLOC | EXEC, b"\xe8\0\0\0\0\xc3", alignment=16)
+    module.symbol("printk")
+    module.symbol("init_module", ".text")
+    module.relocation(".text", 1, 4, "printk", -4)
+    plain = module.build()
+    yield "plain", plain
+    yield "signed", signed(plain, b"PKCS#7 would stand here")
+    yield "xz", lzma.compress(plain, check=lzma.CHECK_CRC32)
+
+
+def appended() -> bytes:
+    """A detached PKCS#7 message over nothing, by a key that is the same every time."""
+    key = rsa_key("ek")
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "module")])
+    day = datetime.datetime(2024, 1, 1)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 7, day)
+        .not_valid_after(day + datetime.timedelta(days=9999))
+        .sign(key, hashes.SHA256())
+    )
+    kind = pkcs7.PKCS7Options
+    builder = pkcs7.PKCS7SignatureBuilder().set_data(b"")
+    return builder.add_signer(certificate, key, hashes.SHA256()).sign(
+        serialization.Encoding.DER, [kind.DetachedSignature, kind.Binary, kind.NoAttributes]
+    )
+
+
 def seeds() -> Iterator[tuple[str, str, bytes]]:
     """Yield target, name, bytes."""
     yield "pe", "pe32-plus-signed", pe(plus=True, certificate=b"PKCS#7 would stand here")
@@ -107,6 +144,9 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         yield "vmlinuz", f"{name}-xz", kernel.vmlinuz("xz")
         yield "kernel", name, kernel.elf()
     yield "elf", "whole", TinyKernel().elf()
+    for name, data in modules():
+        yield "module", name, data
+    yield "signed-data", "detached", appended()
     first = epoch(1, FIRST)
     second = epoch(2, epoch_digest(first))
     yield "epoch", "first", first
