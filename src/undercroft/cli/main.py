@@ -19,6 +19,7 @@ from undercroft.cli import (
     policy,
     quote,
     reference,
+    refset,
     shell,
     verify,
     watch,
@@ -46,6 +47,7 @@ app.add_typer(eventlog.app, name="eventlog")
 app.add_typer(ima.app, name="ima")
 app.add_typer(quote.app, name="quote")
 app.add_typer(policy.app, name="policy")
+refset.register(reference.app)
 reference.app.add_typer(packages.app, name="packages")
 app.add_typer(reference.app, name="reference")
 

@@ -197,6 +197,10 @@ def test_a_broken_memory_is_not_an_empty_one(
     ("release", "suite", "now", "check"),
     [
         ("wrong-key.InRelease", "bookworm", NOW, "archive.signature"),
+        ("expired-key.InRelease", "bookworm", NOW, "archive.signature"),
+        ("tampered.InRelease", "bookworm", NOW, "archive.signature"),
+        ("truncated.InRelease", "bookworm", NOW, "archive.signature"),
+        ("unsigned.InRelease", "bookworm", NOW, "archive.signature"),
         ("good.InRelease", "trixie", NOW, "archive.suite"),
         ("good.InRelease", "bookworm", NOW - dt.timedelta(days=9), "archive.date"),
         ("good.InRelease", "bookworm", NOW + dt.timedelta(days=9), "archive.valid-until"),
@@ -227,6 +231,45 @@ def test_the_index_is_checked(tmp_path: Path, transport: FakeTransport) -> None:
     with pytest.raises(VerificationError) as caught:
         archive.find("true")
     assert caught.value.check == "archive.index"
+
+
+def test_a_truncated_mirror_is_refused(tmp_path: Path, transport: FakeTransport) -> None:
+    archive = _archive(tmp_path, transport)
+    transport.update()
+    transport.fault = EnvironmentFault("offline")
+    path = transport.lists / "m_main_binary-amd64_Packages"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(VerificationError) as caught:
+        archive.find("true")
+    assert caught.value.check == "archive.index"
+    transport.fault = None
+    transport.content = TRUE[:3]
+    with pytest.raises(VerificationError) as caught:
+        _archive(tmp_path, transport, refresh=Refresh.ALWAYS).fetch("true", "1.0-1")
+    assert caught.value.check == "archive.package"
+
+
+def test_files_of_another_cache_are_taken_if_they_are_right(
+    tmp_path: Path, transport: FakeTransport
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    file = cache / "true_1.0-1_amd64.deb"
+
+    def fetched() -> Path:
+        root = tmp_path / "apt"
+        (root / "state").mkdir(parents=True, exist_ok=True)
+        archive = Archive(
+            root, now=NOW, apt=transport, rule=FreshnessRule(),
+            keyring=VECTORS / "keyring.gpg", also=[tmp_path / "absent", cache],
+        )  # fmt: skip
+        return archive.fetch("true", "1.0-1").path
+
+    file.write_bytes(TRUE)
+    assert fetched() == file
+    file.write_bytes(b"evil")
+    assert fetched().parent == tmp_path / "apt" / "packages"
+    assert file.read_bytes() == b"evil"
 
 
 def test_what_apt_chooses_is_verified_like_anything_else(
