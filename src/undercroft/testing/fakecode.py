@@ -14,8 +14,7 @@ STRAY = 0xFFFFFFFFC0200000
 """Executable memory that nobody owns; mapped by :meth:`FakeCode.stray`."""
 OOT_AND_UNSIGNED = 1 << 12 | 1 << 13
 
-CODE_LAYOUTS: Layouts = {
-    "real_mode_header": (44, {"text_start": 0, "ro_end": 4, "trampoline_pgd": 24}),
+MODULE_LAYOUTS: Layouts = {
     "module": (
         512,
         {
@@ -37,6 +36,12 @@ CODE_LAYOUTS: Layouts = {
     "kobject": (64, {"entry": 8}),
     "module_kobject": (96, {"kobj": 0, "mod": 64}),
     "kset": (96, {"list": 0}),
+}
+"""What the three views of modules are made of, as before Linux 6.4 (module_memory)."""
+
+CODE_LAYOUTS: Layouts = {
+    **MODULE_LAYOUTS,
+    "real_mode_header": (44, {"text_start": 0, "ro_end": 4, "trampoline_pgd": 24}),
     "bpf_ksym": (200, {"start": 0, "end": 8, "name": 16, "lnode": 144}),
     "ftrace_ops": (
         184,
@@ -45,7 +50,33 @@ CODE_LAYOUTS: Layouts = {
 }
 
 
-class FakeCode(FakeKernel):
+class CodeOwners(FakeKernel):
+    """A kernel in which modules, BPF images and trampolines are listed; none at first."""
+
+    def start_owners(self) -> None:
+        """Make the empty lists."""
+        self.modules: list[int] = []
+        self.kset = self.make("kset")
+        self.guest.put_u64(self.symbol("module_kset"), self.kset)
+        self.link_list(self.kset, [])
+        self.symbol("mod_tree", 32)
+        for name in ("bpf_kallsyms", "ftrace_ops_trampoline_list"):
+            self.link_list(self.symbol(name, 16), [])
+        end = self.symbol("ftrace_list_end", 184)
+        self.guest.put_u64(self.symbol("ftrace_ops_list"), end)
+
+    def module(self, name: str, base: int, size: int = 0x1000, **fields: int) -> int:
+        """Load a module with ``size`` bytes of text at ``base``; return its ``struct module``."""
+        at = self.make("module", core_layout__base=base, **fields)
+        self.put(at, "module", "core_layout.text_size", size, size=4)
+        self.guest.write(at + 24, name.encode())
+        self.modules.append(at)
+        self.link_list(self.symbol("modules", 16), [one + 8 for one in self.modules])
+        self.guest.map(base, size, executable=True, writable=False)
+        return at
+
+
+class FakeCode(CodeOwners):
     """A kernel with functions ``f0``, ``f1``, ... and two modules: ``good``, and ``bad``.
 
     The second is out of tree and not signed.
@@ -64,31 +95,13 @@ class FakeCode(FakeKernel):
         self.put(header, "real_mode_header", "text_start", 0x9A000, size=4)
         self.put(header, "real_mode_header", "ro_end", 0x9A800, size=4)
         self.guest.put_u64(self.symbol("real_mode_header"), header)
-        kset = self.make("kset")
-        self.guest.put_u64(self.symbol("module_kset"), kset)
-        self.link_list(kset, [])
-        self.symbol("mod_tree", 32)
-        self.modules: list[int] = []
-        self.module("good", GOOD_MODULE)
-        self.module("bad", BAD_MODULE, taints=OOT_AND_UNSIGNED)
-        for name in ("bpf_kallsyms", "ftrace_ops_trampoline_list"):
-            self.link_list(self.symbol(name, 16), [])
-        end = self.symbol("ftrace_list_end", 184)
-        self.guest.put_u64(self.symbol("ftrace_ops_list"), end)
+        self.start_owners()
+        self.module("good", GOOD_MODULE, sect_attrs=1)
+        self.module("bad", BAD_MODULE, sect_attrs=1, taints=OOT_AND_UNSIGNED)
 
     def function(self, number: int) -> int:
         """Return the runtime address of function ``f<number>``."""
         return TEXT + FUNCTION_STEP * number + self.slide
-
-    def module(self, name: str, base: int, *, taints: int = 0) -> int:
-        """Load a module with one page of text at ``base``; return its ``struct module``."""
-        at = self.make("module", core_layout__base=base, taints=taints, sect_attrs=1)
-        self.put(at, "module", "core_layout.text_size", 0x1000, size=4)
-        self.guest.write(at + 24, name.encode())
-        self.modules.append(at)
-        self.link_list(self.symbol("modules", 16), [one + 8 for one in self.modules])
-        self.guest.map(base, 0x1000, executable=True, writable=False)
-        return at
 
     def stray(self) -> int:
         """Map an executable page that nobody owns; return its address."""

@@ -13,43 +13,20 @@ from undercroft.securekernel.linux import closure, owners
 from undercroft.securekernel.linux.facts import Observer
 from undercroft.securekernel.linux.live import StructureError
 from undercroft.securekernel.linux.owners import Owner, uncovered
-from undercroft.testing.fakekernel import DIRECT_MAP, LINK_BASE, FakeKernel
+from undercroft.testing.fakecode import CODE_LAYOUTS, MODULE_LAYOUTS, CodeOwners
+from undercroft.testing.fakekernel import DIRECT_MAP, LINK_BASE, Layouts
 
-LAYOUTS = {
+LAYOUTS: Layouts = {
+    **CODE_LAYOUTS,
     "mm_struct": (64, {"pgd": 8}),
     "task_struct": (256, {"tasks": 0, "mm": 16, "active_mm": 24, "pid": 32, "comm": 40}),
     "cpuinfo_x86": (128, {"x86_capability": 0}),
-    "real_mode_header": (44, {"text_start": 0, "ro_end": 4, "trampoline_pgd": 24}),
     "rcu_state": (64, {"gp_seq": 0}),
     "module": (
-        512,
-        {
-            "state": 0,
-            "list": 8,
-            "name": 24,
-            "core_layout.base": 80,
-            "core_layout.text_size": 88,
-            "init_layout.base": 200,
-            "init_layout.text_size": 208,
-            "taints": 300,
-            "sect_attrs": 312,
-            "its_num_pages": 320,
-            "its_page_array": 328,
-        },
+        MODULE_LAYOUTS["module"][0],
+        {**MODULE_LAYOUTS["module"][1], "its_num_pages": 320, "its_page_array": 328},
     ),
-    "mod_tree_root": (32, {"root.tree": 8}),
-    "mod_tree_node": (56, {"mod": 0, "node": 8}),
-    "rb_node": (24, {"__rb_parent_color": 0, "rb_right": 8, "rb_left": 16}),
-    "rb_root": (8, {"rb_node": 0}),
-    "kobject": (64, {"entry": 8}),
-    "module_kobject": (96, {"kobj": 0, "mod": 64}),
-    "kset": (96, {"list": 0}),
     "bpf_prog_pack": (32, {"list": 0, "ptr": 16}),
-    "bpf_ksym": (200, {"start": 0, "end": 8, "name": 16, "lnode": 144}),
-    "ftrace_ops": (
-        184,
-        {"func": 0, "next": 8, "trampoline": 144, "trampoline_size": 152, "list": 160},
-    ),
     "kprobe_insn_cache": (88, {"pages": 56}),
     "kprobe_insn_page": (40, {"list": 0, "insns": 16}),
     "efi": (264, {"memmap.map": 8, "memmap.nr_map": 24, "memmap.desc_size": 32}),
@@ -61,7 +38,7 @@ USER = 0x400000
 TEXT_PAGES = 3
 
 
-class Guest(FakeKernel):
+class Guest(CodeOwners):
     """A kernel whose text, one module and the trampoline are all that runs."""
 
     def __init__(self) -> None:
@@ -101,27 +78,11 @@ class Guest(FakeKernel):
         self.guest.put_u64(self.symbol("real_mode_header"), header)
 
     def _lists(self) -> None:
-        self.modules: list[int] = []
-        self.kset = self.make("kset")
-        self.guest.put_u64(self.symbol("module_kset"), self.kset)
-        self.link_list(self.kset, [])
-        self.symbol("mod_tree", 32)
+        self.start_owners()
         self.module("tls", MODULE, 0x2000)
-        for name in ("pack_list", "bpf_kallsyms", "ftrace_ops_trampoline_list"):
-            self.link_list(self.symbol(name, 16), [])
+        self.link_list(self.symbol("pack_list", 16), [])
         for name in ("kprobe_insn_slots", "kprobe_optinsn_slots"):
             self.link_list(self.symbol(name, 88) + 56, [])
-        end = self.symbol("ftrace_list_end", 184)
-        self.guest.put_u64(self.symbol("ftrace_ops_list"), end)
-
-    def module(self, name: str, base: int, size: int) -> int:
-        at = self.make("module", core_layout__base=base)
-        self.put(at, "module", "core_layout.text_size", size, size=4)
-        self.guest.write(at + 24, name.encode())
-        self.modules.append(at)
-        self.link_list(self.symbol("modules", 16), [one + 8 for one in self.modules])
-        self.guest.map(base, size, executable=True, writable=False)
-        return at
 
     def _tasks(self) -> None:
         init = self.symbol("init_task", 256)

@@ -12,34 +12,12 @@ from undercroft.securekernel.linux import modules
 from undercroft.securekernel.linux.facts import Observer
 from undercroft.securekernel.linux.live import StructureError
 from undercroft.securekernel.linux.modules import Span
+from undercroft.testing.fakecode import MODULE_LAYOUTS
 from undercroft.testing.fakekernel import FakeKernel
 
 MTN = 104
-OLD = {
-    "module": (
-        512,
-        {
-            "state": 0,
-            "list": 8,
-            "name": 24,
-            "core_layout.base": 80,
-            "core_layout.text_size": 88,
-            "init_layout.base": 200,
-            "init_layout.text_size": 208,
-            "taints": 300,
-            "sect_attrs": 312,
-        },
-    ),
-    "mod_tree_root": (32, {"root.tree": 8}),
-    "mod_tree_node": (56, {"mod": 0, "node": 8}),
-    "rb_node": (24, {"__rb_parent_color": 0, "rb_right": 8, "rb_left": 16}),
-    "rb_root": (8, {"rb_node": 0}),
-    "kobject": (64, {"entry": 8}),
-    "module_kobject": (96, {"kobj": 0, "mod": 64}),
-    "kset": (96, {"list": 0}),
-}
 NEW = {
-    **OLD,
+    **MODULE_LAYOUTS,
     "module": (
         1024,
         {"state": 0, "list": 8, "name": 24, "mem": 80, "taints": 900, "sect_attrs": 912},
@@ -51,7 +29,7 @@ NEW = {
 class Guest(FakeKernel):
     """A kernel with modules that every view holds."""
 
-    def __init__(self, layouts: Any = OLD) -> None:
+    def __init__(self, layouts: Any = MODULE_LAYOUTS) -> None:
         super().__init__(layouts)
         self.head = self.symbol("modules", 16)
         self.tree = self.symbol("mod_tree", 32)
