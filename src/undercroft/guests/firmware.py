@@ -22,6 +22,7 @@ from pathlib import Path
 from undercroft.base import EnvironmentFault, HashAlgorithm
 from undercroft.formats.firmware import ovmf_volumes
 from undercroft.guests import qemu, tpm
+from undercroft.guests.chain import Chain
 from undercroft.guests.processes import ProcessId, end, spawn, tail
 from undercroft.securekernel.vtpm.client import VtpmClient
 from undercroft.securekernel.vtpm.rc import TpmError, VtpmUnavailable
@@ -56,6 +57,8 @@ def firmware_run(machine: qemu.MachineSpec, home: Path) -> FirmwareRun:
     The cache under ``home`` is keyed by firmware and machine shape. Raises EnvironmentFault if
     the firmware does not do what is expected of it, FormatError if it is no OVMF image.
     """
+    if machine.chain is Chain.LEGACY:
+        return FirmwareRun(b"", b"", 0)  # SeaBIOS does not measure itself
     code = machine.firmware_code.read_bytes()
     packaged, dxe, *_ = ovmf_volumes(code)
     kept = home / "firmware" / f"{_shape(machine, code)}.pei"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from undercroft.base import Digest, HashAlgorithm
@@ -16,6 +17,7 @@ from undercroft.reference.boot import (
     boot_references,
     predict_direct_boot,
 )
+from undercroft.reference.boot.legacy import UNPREDICTED
 from undercroft.reference.model import (
     Grade,
     KernelReference,
@@ -84,7 +86,12 @@ def _boot(
     build: GuestBuild, firmware: FirmwareRun, command_line: str, memory_mb: int
 ) -> ReferenceSet:
     events = predict_boot(build, firmware, command_line=command_line, memory_mb=memory_mb)
-    return boot_references(build.name, events)
+    return boot_references(build.name, events, unpredicted_pcrs(build.chain))
+
+
+def unpredicted_pcrs(chain: Chain) -> Mapping[int, str]:
+    """Return the PCRs that no value is predicted for, each with the reason."""
+    return UNPREDICTED if chain is Chain.LEGACY else {}
 
 
 def predict_boot(
@@ -100,7 +107,7 @@ def predict_boot(
         grade=Grade.FIRMWARE_RUN,
         note=f"packaged PEI volume with {firmware.differing} bytes filled in at run time",
     )
-    if build.chain is Chain.GRUB:
+    if build.chain is not Chain.DIRECT:
         return predict_debian(build, firmware, package, pei)
     boot = DirectBoot(
         kernel=build.kernel.path.read_bytes(),

@@ -13,9 +13,10 @@ from pathlib import Path
 from undercroft.base import EnvironmentFault
 from undercroft.guests.build import locked, point, write
 from undercroft.guests.chain import Chain
-from undercroft.guests.debian import disk, recipe
+from undercroft.guests.debian import biosboot, disk, recipe
 from undercroft.guests.debian.files import made_files, package_files
 from undercroft.guests.debian.tree import make_tree, source_date
+from undercroft.guests.debian.uki import make_uki, sign_pe
 from undercroft.guests.manifest import BuiltFile, GuestBuild, GuestFile, load_build, save_build
 from undercroft.packages import Archive, VerifiedPackage, read_deb
 from undercroft.packages.deb import EntryKind
@@ -27,6 +28,9 @@ _OVMF = {
     Chain.GRUB: ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.ms.fd"),
     Chain.UKI: ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.snakeoil.fd"),
 }
+TEST_PASSPHRASE = b"snakeoil"
+"""Of the ovmf package's test key (its README.Debian tells it to everybody)."""
+_OPTION_ROM = "/usr/share/qemu/kvmvapic.bin"
 _SEABIOS = "/usr/share/seabios/bios-256k.bin"
 
 Say = Callable[[str], None]
@@ -36,6 +40,7 @@ Say = Callable[[str], None]
 class _Inputs:
     packages: tuple[VerifiedPackage, ...]
     firmware: VerifiedPackage
+    emulator: VerifiedPackage | None
     release: str
     sources: str
     codename: str
@@ -67,7 +72,8 @@ class _Inputs:
     def digest(self) -> str:
         """A digest of everything that decides the disk and its firmware."""
         parts = (
-            self.tree_digest, self.chain, self.firmware.sha256, recipe.COMMAND_LINE,
+            self.tree_digest, self.chain, self.firmware.sha256,
+            self.emulator.sha256 if self.emulator else "", recipe.COMMAND_LINE,
             recipe.grub_redirect(), recipe.grub_config(self.release),
         )  # fmt: skip
         state = hashlib.sha256("\0".join(parts).encode())
@@ -81,7 +87,9 @@ def _inputs(archive: Archive, chain: Chain, codename: str, sources: str) -> _Inp
     if len(releases) != 1:
         raise EnvironmentFault("no single kernel package was brought in", got=releases)
     firmware = archive.fetch("seabios" if chain is Chain.LEGACY else "ovmf")
-    return _Inputs(packages, firmware, releases[0], sources, codename, chain)
+    # QEMU gives every PC an option ROM, and SeaBIOS measures it.
+    emulator = archive.fetch("qemu-system-data") if chain is Chain.LEGACY else None
+    return _Inputs(packages, firmware, emulator, releases[0], sources, codename, chain)
 
 
 def build_debian(
@@ -178,18 +186,22 @@ def _build(inputs: _Inputs, tree: Path, made: Mapping[str, GuestFile], folder: P
     made_initrd = Provenance(
         Grade.BUILT, origin=initrd_path, note="made by initramfs-tools when the guest was built"
     )
-    boot = _grub_files(inputs)
+    boot, code_on_disk = _boot_files(inputs, kernel, initrd, tree)
     date = source_date(inputs.packages)
     config = recipe.grub_config(inputs.release).encode()
     extra = {"/boot/grub/grub.cfg": config, "/boot/efi/.keep": b""}
     disk.make_root(tree, folder / "root.ext4", date, extra)
     disk.make_esp({p: data for p, (_, data, _) in boot.items()}, folder / "esp.fat", date)
-    disk.make_disk(folder / "esp.fat", folder / "root.ext4", folder / "disk.raw")
+    disk.make_disk(folder / "esp.fat", folder / "root.ext4", folder / "disk.raw", *code_on_disk)
     (folder / "esp.fat").unlink()
     (folder / "root.ext4").unlink()
     boot_files = {name: write(folder / name, data, source) for name, data, source in boot.values()}
     boot_files["grub.cfg"] = write(folder / "grub.cfg", config, ours)
-    boot_files["gpt"] = write(folder / "gpt", disk.partition_table()[0], ours)
+    with (folder / "disk.raw").open("rb") as stream:
+        boot_files["gpt"] = write(folder / "gpt", stream.read(len(disk.partition_table()[0])), ours)
+    if inputs.emulator is not None:
+        rom = packaged(inputs.emulator, _OPTION_ROM)
+        boot_files["option-rom"] = write(folder / "option-rom", rom, inputs.emulator.provenance)
     code, variables = _firmware(inputs)
     built = GuestBuild(
         name="debian",
@@ -221,8 +233,58 @@ def _firmware(inputs: _Inputs) -> tuple[bytes, bytes]:
     return packaged(inputs.firmware, code), packaged(inputs.firmware, variables)
 
 
-def _grub_files(inputs: _Inputs) -> dict[str, tuple[str, bytes, Provenance]]:
-    """Return the ESP's files by path: the name we keep each under, its bytes and its source."""
+_Files = dict[str, tuple[str, bytes, Provenance]]
+"""The ESP's files by path: the name that the build keeps each under, its bytes, its source."""
+
+
+def _boot_files(
+    inputs: _Inputs, kernel: bytes, initrd: bytes, tree: Path
+) -> tuple[_Files, tuple[bytes, bytes]]:
+    """Return the ESP's files, and what lies on the disk outside of file systems."""
+    if inputs.chain is Chain.GRUB:
+        return _grub_files(inputs), (b"", b"")
+    if inputs.chain is Chain.UKI:
+        os_release = tree_files(tree, "/usr/lib/os-release".__eq__)["/usr/lib/os-release"]
+        return _uki_files(inputs, kernel, initrd, os_release), (b"", b"")
+    grub = [inputs.package(name) for name in biosboot.PACKAGES]
+    code = biosboot.grub_for_bios(grub, recipe.grub_redirect(), disk.BIOS_BOOT_SECTOR)
+    return {}, code
+
+
+def _uki_files(inputs: _Inputs, kernel: bytes, initrd: bytes, os_release: bytes) -> _Files:
+    """Return systemd-boot and a unified kernel image, signed with the firmware's test key.
+
+    That key and its passphrase are public: this shows the chain and protects nothing.
+    """
+    systemd = inputs.package("systemd-boot-efi")
+    folder = "/usr/lib/systemd/boot/efi"
+    key = packaged(inputs.firmware, "/usr/share/ovmf/PkKek-1-snakeoil.key")
+    certificate = packaged(inputs.firmware, "/usr/share/ovmf/PkKek-1-snakeoil.pem")
+    loader = packaged(systemd, f"{folder}/systemd-bootx64.efi")
+    image = make_uki(
+        packaged(systemd, f"{folder}/linuxx64.efi.stub"),
+        {
+            ".osrel": os_release,
+            ".cmdline": recipe.COMMAND_LINE.encode() + b"\0",
+            ".linux": kernel,
+            ".initrd": initrd,
+        },
+    )
+    ours = Provenance(Grade.BUILT, origin="Debian guest", note="made of packages' files")
+    signed = Provenance(
+        Grade.BUILT, package=systemd.name, version=systemd.version, origin="Debian guest",
+        note="the package's program, signed with the firmware package's test key",
+    )  # fmt: skip
+    return {
+        "/EFI/BOOT/BOOTX64.EFI": (
+            "systemd-boot", sign_pe(loader, key, certificate, TEST_PASSPHRASE), signed
+        ),
+        "/EFI/Linux/debian.efi": ("uki", sign_pe(image, key, certificate, TEST_PASSPHRASE), ours),
+        "/loader/loader.conf": ("loader.conf", recipe.LOADER_CONFIG.encode(), ours),
+    }  # fmt: skip
+
+
+def _grub_files(inputs: _Inputs) -> _Files:
     shim, grub = inputs.package("shim-signed"), inputs.package("grub-efi-amd64-signed")
     ours = Provenance(Grade.BUILT, origin="Debian guest", note="leads GRUB to /boot/grub/grub.cfg")
     shim_efi = packaged(shim, "/usr/lib/shim/shimx64.efi.signed")
@@ -238,4 +300,5 @@ def _own_files(inputs: _Inputs, config: bytes, ours: Provenance) -> Mapping[str,
     own = inputs.own_files.items()
     contents = {path: file.text.encode() for path, file in own if not file.target}
     contents["/boot/grub/grub.cfg"] = config
+    contents["/root/etc/fstab"] = contents["/etc/fstab"]  # as the initrd sees it
     return {p: GuestFile(hashlib.sha256(d).hexdigest(), ours) for p, d in contents.items()}

@@ -20,6 +20,8 @@ from undercroft.guests.debian.tools import run
 
 MIB = 1 << 20
 BIOS_BOOT_MB = 1
+BIOS_BOOT_SECTOR = 2048
+"""Where GRUB's core image starts."""
 ESP_MB = 64
 ROOT_MB = 2048
 """What the root file system may grow to; the image is sparse."""
@@ -122,11 +124,15 @@ def make_esp(files: Mapping[str, bytes], output: Path, date: int) -> None:
         folder = Path(name)
         _write_files(files, folder, date)
         tops = sorted(str(place) for place in folder.iterdir())
-        run(["mcopy", "-i", str(output), "-s", "-Q", "-m", *tops, "::/"], environment=environment)
+        if tops:
+            run(
+                ["mcopy", "-i", str(output), "-s", "-Q", "-m", *tops, "::/"],
+                environment=environment,
+            )
 
 
 def make_disk(
-    esp: Path, root: Path, output: Path, *, boot_code: bytes = b"", core: bytes = b""
+    esp: Path, root: Path, output: Path, boot_code: bytes = b"", core: bytes = b""
 ) -> None:
     """Join both file systems and the partition table into the disk image ``output``.
 

@@ -141,8 +141,12 @@ def late_files(sources: str) -> Mapping[str, OwnFile]:
     }
 
 
+LOADER_CONFIG = "timeout 0\n"
+"""systemd-boot: start the one image that is there."""
+
+
 def grub_redirect() -> str:
-    """Return the ``grub.cfg`` beside the signed GRUB: where the real one is."""
+    """Return the ``grub.cfg`` beside (or, for a BIOS, inside) GRUB: where the real one is."""
     return (
         f"search.fs_uuid {ROOT_UUID} root\n"
         "set prefix=($root)'/boot/grub'\n"

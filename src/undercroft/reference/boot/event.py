@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from undercroft.base import Digest, HashAlgorithm, PcrBank
@@ -49,21 +49,32 @@ class PredictedEvent:
         return {d.algorithm: d.value for d in self.digests}[algorithm]
 
 
-def predicted_pcrs(events: Sequence[PredictedEvent], algorithm: HashAlgorithm) -> PcrBank:
-    """Return PCRs 0..9, 14 and those of ``events``, from zero (locality 0 start-up)."""
-    touched = {*range(10), 14, *(event.pcr for event in events)}
+def predicted_pcrs(
+    events: Sequence[PredictedEvent],
+    algorithm: HashAlgorithm,
+    unpredicted: Collection[int] = (),
+) -> PcrBank:
+    """Return PCRs 0..9, 14 and those of ``events``, from zero (locality 0 start-up).
+
+    Those of ``unpredicted`` are left out: something is measured into them that nobody foretells.
+    """
+    touched = {*range(10), 14, *(event.pcr for event in events)} - set(unpredicted)
     values = {index: bytes(algorithm.size) for index in sorted(touched)}
     for event in events:
-        values[event.pcr] = algorithm.hash(values[event.pcr], event.digest(algorithm))
+        if event.pcr in values:
+            values[event.pcr] = algorithm.hash(values[event.pcr], event.digest(algorithm))
     return PcrBank(algorithm, values)
 
 
-def boot_references(name: str, events: Sequence[PredictedEvent]) -> ReferenceSet:
+def boot_references(
+    name: str, events: Sequence[PredictedEvent], unpredicted: Collection[int] = ()
+) -> ReferenceSet:
     """Return ``events`` as reference values: each event for its PCR, and each PCR's final value.
 
-    A PCR's value is as good as the weakest of its events, so it carries that provenance.
+    A PCR's value is as good as the weakest of its events, so it carries that provenance.  Those
+    of ``unpredicted`` get none.
     """
-    banks = [predicted_pcrs(events, algorithm) for algorithm in PREDICTED_BANKS]
+    banks = [predicted_pcrs(events, algorithm, unpredicted) for algorithm in PREDICTED_BANKS]
     by_pcr: dict[int, list[PredictedEvent]] = {}
     for event in events:
         by_pcr.setdefault(event.pcr, []).append(event)
