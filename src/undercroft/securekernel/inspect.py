@@ -12,6 +12,7 @@ from collections.abc import Callable
 from undercroft.base import Finding, FormatError, MemoryFault
 from undercroft.formats.evidence.record import VERSION, SecureKernelRecord
 from undercroft.formats.kernel import KernelImage
+from undercroft.reference.kernel.replay import Replay
 from undercroft.securekernel.guest import Guest
 from undercroft.securekernel.linux import (
     accounts,
@@ -167,8 +168,12 @@ class State:
     """What the looks keep between them: from the package once, from the guest as first seen."""
 
     def __init__(
-        self, image: KernelImage, proof: KernelTextProof, files: FileLibrary | None
+        self,
+        image: KernelImage,
+        proof: KernelTextProof | None = None,
+        files: FileLibrary | None = None,
     ) -> None:
+        self.image = image
         self.proof = proof
         self.files = files
         self.pointers = pointers.DataPointers(image)
@@ -185,7 +190,7 @@ def _cpu_state(kernel: LiveKernel, guest: Guest, observer: Observer, _: State) -
 
 
 def _features(kernel: LiveKernel, guest: Guest, _: Observer, state: State) -> Findings:
-    return (features.collect(kernel, state.proof.replay, guest.cpuid),)
+    return (features.collect(kernel, _replay(state), guest.cpuid),)
 
 
 def _closure(kernel: LiveKernel, guest: Guest, observer: Observer, _: State) -> Findings:
@@ -221,14 +226,23 @@ def _views(kernel: LiveKernel, _: Guest, observer: Observer, __: State) -> Findi
 
 
 def _start_code(kernel: LiveKernel, _: Guest, observer: Observer, state: State) -> Findings:
-    return (realmode.collect(kernel, state.proof.image, observer),)
+    return (realmode.collect(kernel, state.image, observer),)
 
 
 def _user_code(kernel: LiveKernel, _: Guest, observer: Observer, state: State) -> Findings:
     return (
         *user.collect(kernel, observer, state.files),
-        vdso.collect(kernel, state.vdso, observer),
+        vdso.collect(kernel, state.vdso, observer, _shown_features(state)),
     )
+
+
+def _shown_features(state: State) -> dict[int, bool]:
+    replay = _replay(state)
+    return replay.choices.shown_features() if replay is not None else {}
+
+
+def _replay(state: State) -> Replay | None:
+    return state.proof.replay if state.proof is not None else None
 
 
 LOOKS: tuple[Callable[[LiveKernel, Guest, Observer, State], Findings], ...] = (

@@ -49,6 +49,10 @@ class BootChoices:
     its_pages: frozenset[int] = frozenset()
     """The pages (position >> 12) of the kernel's own ITS thunks."""
 
+    def shown_features(self) -> dict[int, bool]:
+        """Return the features that some site shows, without those that were only guessed."""
+        return {bit: on for bit, on in self.features.items() if bit not in self.guessed}
+
     def as_json(self) -> dict[str, JsonValue]:
         """Return the choices as a JSON object; features are listed by number."""
         return {

@@ -33,9 +33,7 @@ def collect(
         return _cannot(f"the package does not say what its feature numbers mean: {error.reason}")
     except MemoryFault as fault:
         return _cannot(f"boot_cpu_data cannot be read: {fault}")
-    choices = replay.choices
-    shown = {bit: on for bit, on in choices.features.items() if bit not in choices.guessed}
-    return _finding(compare(names, shown, claimed, cpuid()))
+    return _finding(compare(names, replay.choices.shown_features(), claimed, cpuid()))
 
 
 def _claimed(kernel: LiveKernel, names: FeatureNames) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 from undercroft.base import Finding, FormatError, JsonValue
 from undercroft.formats.kernel import KernelImage
 from undercroft.formats.kernel.sites import AltInstr, read_altinstructions
-from undercroft.reference.kernel.alternatives import Alternatives
+from undercroft.reference.kernel.alternatives import Alternatives, FeatureVector
 from undercroft.reference.kernel.canvas import Canvas
 from undercroft.securekernel.linux.facts import Anomaly, FactSpec, Look, Observer
 from undercroft.securekernel.linux.live import LiveKernel
@@ -45,11 +45,14 @@ class VdsoImage:
     content: bytes
     alternatives: AltInstr
 
-    def expected(self, live: bytes) -> bytes:
-        """Return what must stand in memory, with the feature bits that ``live`` shows."""
+    def expected(self, live: bytes, features: FeatureVector) -> bytes:
+        """Return what must stand in memory under the ``features`` that the kernel's code shows.
+
+        Bits on which only the vDSO depends are taken from ``live``.
+        """
         canvas = Canvas(0, bytearray(self.content))
         chosen = Alternatives(self.alternatives, canvas, None)
-        chosen.apply(chosen.infer(Canvas(0, bytearray(live))))
+        chosen.apply({**chosen.infer(Canvas(0, bytearray(live))), **features})
         return bytes(canvas.data)
 
 
@@ -80,13 +83,13 @@ class Vdso:
     def __init__(self, image: KernelImage) -> None:
         self.images = read_images(image)
 
-    def look(self, kernel: LiveKernel) -> Look:
+    def look(self, kernel: LiveKernel, features: FeatureVector) -> Look:
         """Compare once."""
         anomalies: dict[Hashable, Anomaly] = {}
         sizes: dict[str, JsonValue] = {}
         for image in self.images:
             live = kernel.read(image.data + kernel.slide, len(image.content))
-            expected = image.expected(live)
+            expected = image.expected(live, features)
             sizes[image.name] = len(live)
             if live != expected:
                 anomalies[image.name] = _difference(kernel, image, expected, live)
@@ -109,6 +112,6 @@ def _difference(kernel: LiveKernel, image: VdsoImage, expected: bytes, live: byt
     )
 
 
-def collect(kernel: LiveKernel, vdso: Vdso, observer: Observer) -> Finding:
-    """Return ``kernel.vdso``."""
-    return observer.settle(SPEC, kernel, vdso.look)
+def collect(kernel: LiveKernel, vdso: Vdso, observer: Observer, features: FeatureVector) -> Finding:
+    """Return ``kernel.vdso``; ``features`` are those that the kernel's code surely shows."""
+    return observer.settle(SPEC, kernel, lambda fresh: vdso.look(fresh, features))

@@ -47,9 +47,8 @@ def look(
 
     monkeypatch.setattr(features, "FeatureNames", names)
     live = SimpleNamespace(symbol=lambda _: 0, offset=lambda *_: 0, read=read)
-    replay = SimpleNamespace(
-        image=None, choices=SimpleNamespace(features={SMAP: code, 3: True}, guessed={3})
-    )
+    choices = SimpleNamespace(shown_features=lambda: {SMAP: code})
+    replay = SimpleNamespace(image=None, choices=choices)
     return features.collect(cast(LiveKernel, live), cast(Replay, replay), lambda: cpuid)
 
 

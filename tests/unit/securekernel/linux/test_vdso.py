@@ -58,9 +58,9 @@ class Guest(FakeKernel):
         )
         return cast(KernelImage, described)
 
-    def look(self) -> Finding:
+    def look(self, features: dict[int, bool] | None = None) -> Finding:
         observer = Observer(nullcontext, lambda _: None, (0, 1))
-        return vdso.collect(self.kernel(), vdso.Vdso(self.signed()), observer)
+        return vdso.collect(self.kernel(), vdso.Vdso(self.signed()), observer, features or {})
 
 
 def test_an_image_whose_processor_lacks_the_feature_passes() -> None:
@@ -93,7 +93,7 @@ def test_an_image_that_cannot_be_read_is_unknown() -> None:
     guest = Guest()
     images = vdso.Vdso(guest.signed())
     guest.slide += 1 << 30
-    found = vdso.collect(guest.kernel(), images, Observer(nullcontext, lambda _: None, (0, 1)))
+    found = vdso.collect(guest.kernel(), images, Observer(nullcontext, lambda _: None, (0, 1)), {})
     assert found.outcome is Outcome.UNKNOWN
 
 
@@ -101,3 +101,10 @@ def test_an_image_that_cannot_be_read_is_unknown() -> None:
 def test_a_description_of_absurd_size_is_refused(size: int) -> None:
     with pytest.raises(FormatError, match="vdso_image"):
         vdso.Vdso(Guest(size=size).signed())
+
+
+def test_a_feature_that_the_kernel_does_not_have() -> None:
+    guest = Guest()
+    guest.write(SITE, CHOSEN)
+    assert guest.look({114: True}).outcome is Outcome.PASS
+    assert guest.look({114: False}).outcome is Outcome.FAIL
