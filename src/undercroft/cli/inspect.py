@@ -18,6 +18,7 @@ from rich.text import Text
 from undercroft import wiring
 from undercroft.base import EnvironmentFault, Finding, FormatError, Outcome, worst
 from undercroft.cli import exit_status, render
+from undercroft.cli.report import report_view
 from undercroft.securekernel.confine import confine
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.inspect import SecureKernel
@@ -101,7 +102,7 @@ def inspect(
         title = (
             f"{record.guest}: Linux {record.kernel_release}, seen by {', '.join(record.channels)}"
         )
-        console.print(render.findings_table(record.facts, title=title))
+        console.print(report_view(record.facts, title=title, target=target))
         for place in render.mismatches(record.facts):
             console.print(render.mismatch_view(place))
         if proof is not None:
