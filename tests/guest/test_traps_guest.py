@@ -284,6 +284,35 @@ def test_a_module_is_covered_while_it_is_there(watched: Watched, guest_home: Pat
     verify_chain(guard.chain(), guard.journal.head)
 
 
+def test_a_process_is_covered_on_request(watched: Watched) -> None:
+    guest = watched.guest
+    pid = int(guest.console("sleep 1000 >/dev/null 2>&1 & echo $!"))
+    name = f"process.{pid}.code"
+    with TrappedKernel(
+        watched.qemu, watched.kernel.image, Mode.OBSERVE, more=(f"pid:{pid}",)
+    ) as trapped:
+        guard = trapped.guard
+        until(lambda: name in guard.covers())
+        guest.console("ls -R /proc/sys >/dev/null 2>&1; true")
+        assert guard.status().violations == 0
+        region = next(region for region in guard.regions if region.name == name)
+        held = trapped.proof.translate(watched.address("page_offset_base"))
+        start = int.from_bytes(watched.qemu.memory.read(held, 8), "little")
+        # The last page would be the vDSO's, which is the kernel's own and covered anyway.
+        with transient(guest, start + region.extents[0].paddr + 4000, 1) as adversary:
+            adversary.run(1, dwell_ns=1000, gap_us=1)
+            until(lambda: guard.status().violations > 0)
+        changes = [
+            change for each in (*guard.chain(), encode_epoch(guard.close_epoch()))
+            for change in parse_epoch(each).changes if not change.lawful
+        ]  # fmt: skip
+        assert {change.range for change in changes} == {name}
+        guest.console(f"kill {pid}")
+        until(lambda: name not in guard.covers())
+        guest.console("ls -R /proc/sys >/dev/null 2>&1; true")
+        assert guard.status().violations == len(changes)
+
+
 def test_an_inline_patch_is_a_violation_with_symbol_and_bytes(watched: Watched) -> None:
     with watched.guarded() as guard:
         with inline_patch(watched.guest, watched.address(PATCHED_FUNCTION)) as adversary:

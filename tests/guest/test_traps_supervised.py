@@ -27,7 +27,7 @@ from undercroft.verify.interval import IntervalDemand, verify_chain, verify_inte
 pytestmark = [pytest.mark.guest, pytest.mark.slow]
 
 KILLS = int(os.environ.get("UNDERCROFT_KILLS", "50"))
-STEADY = 0.25
+STEADY = 0.1
 """The part of the deaths that come only when everything is armed."""
 StartGuest = Callable[..., Guest]
 

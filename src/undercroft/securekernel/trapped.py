@@ -24,11 +24,13 @@ from undercroft.securekernel.linux.usercode import FileLibrary
 from undercroft.securekernel.traps.attach import find_uncovered, guard_kernel
 from undercroft.securekernel.traps.guard import EPOCH_S, Guard, GuardStatus, Mode
 from undercroft.securekernel.traps.modules import ModuleWatch
+from undercroft.securekernel.traps.processes import ProcessWatch
 from undercroft.securekernel.traps.sampling import RegisterSampler
 from undercroft.securekernel.traps.writetrap import HostRange
 
 FINDING = "kernel.traps"
 CHANNEL = "write-trap"
+_PROCESS = "pid:"
 LISTED = 8
 """Violations that the finding lists; the chain has all of them."""
 
@@ -37,7 +39,8 @@ class TrappedKernel(SecureKernel):
     """A secure kernel that keeps a guard over its guest.  Close it, or use it as a context.
 
     With ``second``, another attachment to the same guest, registers are looked at too, at times
-    that nobody can foresee.  ``more`` names what else may not be written to.
+    that nobody can foresee.  ``more`` names what else may not be written to: places in the kernel,
+    or the code of processes (``pid:N``, the guest's number).
 
     Raises EnvironmentFault if the guest's kernel is not located or cannot be guarded.
     """
@@ -61,7 +64,8 @@ class TrappedKernel(SecureKernel):
         self._mode = mode
         self._log = log
         self._snapshot = snapshot
-        self._more = tuple(more)
+        self._more = tuple(each for each in more if not each.startswith(_PROCESS))
+        self._pids = tuple(_pid(each) for each in more if each.startswith(_PROCESS))
         self._epoch_s = epoch_s
         self._second = second
         self._events = guest.events()
@@ -90,6 +94,7 @@ class TrappedKernel(SecureKernel):
             on_change=self._note,
         )
         self.modules = ModuleWatch(self.guard, self.proof)
+        self._processes = ProcessWatch(self.guard, self.proof, self._pids) if self._pids else None
         self._sampler: RegisterSampler | None = None
         if self._second is not None:
             self._sampler = RegisterSampler(self.guard, self._registers)
@@ -190,6 +195,8 @@ class TrappedKernel(SecureKernel):
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
+        if self._processes is not None:
+            self._processes.close()
         self.modules.close()
         self.guard.close()
 
@@ -202,6 +209,13 @@ class TrappedKernel(SecureKernel):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _pid(wanted: str) -> int:
+    number = wanted.removeprefix(_PROCESS)
+    if not number.isdecimal():
+        raise EnvironmentFault("not a process", expected="pid:NUMBER", got=wanted)
+    return int(number)
 
 
 def traps_finding(

@@ -12,7 +12,9 @@ module         what
 ``sites``      where text may change, and which bytes may stand there
 ``explain``    does the replay explain what stands there now
 ``judge``      who judges a write to code, and what comes and goes
+``watch``      a thread that looks for what comes and goes
 ``modules``    covers modules as they come and go
+``processes``  covers the code of chosen processes
 ``answer``     the answer to one write, and what became of it
 ``guard``      the answering thread, and what others may ask of it
 ``journal``    the chain of epochs

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
+import gc
 import os
 import queue
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -46,6 +48,7 @@ EPOCH_S = 60.0
 """An epoch ends by itself after so long, if nothing else is said."""
 _IDLE_S, _BUSY_S = 0.25, 0.002
 _SETTLE_EVERY_S = 0.25
+_SWITCH_S = 0.0005
 _PRIORITY, _NICE, _TIMER_SLACK = 1, -15, 29
 _ASK_TIMEOUT_S = 30.0
 CHANNEL = "write-trap:userfaultfd"
@@ -231,8 +234,9 @@ class Guard:
     def cover(self, cover: Cover) -> None:
         """Protect what has come into being in the guest: a module, a process's code.
 
-        An epoch ends, so that each epoch covers what it names from its beginning.  What stands
-        there has to be looked at after this: see :meth:`explains`.
+        A cover of the same name is replaced without a gap.  An epoch ends, so that each epoch
+        covers what it names from its beginning.  What stands there has to be looked at after
+        this: see :meth:`explains`.
         """
         self._ask(lambda: self._cover(cover))
 
@@ -489,8 +493,14 @@ class Guard:
     def _cover(self, cover: Cover) -> None:
         for paddr, size in runs_of(self._pages_of(cover)):  # before anything is changed
             self._traps.protect(paddr, size)
-        self._close_epoch(f"covers {cover.name} from now on")
+        if cover.name in self._answerer.covers:
+            before = self._forget(cover.name, "covers other pages from now on")
+        else:
+            before = []
+            self._close_epoch(f"covers {cover.name} from now on")
         fresh = self._pages.add(cover.regions)
+        for paddr, size in runs_of(sorted(set(before) - set(fresh))):
+            self._traps.lift(paddr, size)
         self._answerer.take(cover)
         self._pages.load(self._memory, fresh)
         if cover.text is not None:
@@ -500,16 +510,19 @@ class Guard:
         return pages_of(extent for region in cover.regions for extent in region.extents)
 
     def _uncover(self, name: str, why: str) -> None:
-        if name not in self._answerer.covers:
-            return
+        if name in self._answerer.covers:
+            for paddr, size in runs_of(sorted(self._forget(name, why))):
+                self._traps.lift(paddr, size)
+
+    def _forget(self, name: str, why: str) -> list[int]:
+        """Forget a cover; return the pages, still protected, that nobody needs any more."""
         self._answerer.conclude(name)
         self._close_epoch(f"{name}: {why}")
         freed: list[int] = []
         for region in self._answerer.covers[name].regions:
             freed += self._pages.remove(region.name)
         self._answerer.drop(name, freed)
-        for paddr, size in runs_of(sorted(freed)):
-            self._traps.lift(paddr, size)
+        return freed
 
     def _end(self, why: str) -> None:
         """Note that nothing is covered from now on, and end the chain with that."""
@@ -536,8 +549,12 @@ def _load_text(text: TextJudge, pages: Pages, regions: Iterable[Region]) -> None
 def _hurry() -> None:
     """Run this thread before ordinary ones, where we may.
 
-    A vCPU waits for every answer, and a page stays open until we get a processor again.
+    A vCPU waits for every answer, and a page stays open until we get a processor again.  Other
+    threads of this process give up the interpreter within the same time, and what is there by
+    now is no longer searched for garbage, which takes tens of ms.
     """
+    sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_S))
+    gc.freeze()
     ctypes.CDLL(None).prctl(_TIMER_SLACK, 1, 0, 0, 0)  # PR_SET_TIMERSLACK: naps end on time
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from undercroft.base import EnvironmentFault, FormatError, MemoryFault
+from undercroft.base import EnvironmentFault, MemoryFault
 from undercroft.reference.kernel.canvas import Canvas
 from undercroft.reference.kernel.module_replay import ModuleReplay
 from undercroft.securekernel.arch.x86_64.paging import AddressSpace
@@ -36,6 +35,7 @@ from undercroft.securekernel.traps.guard import Guard
 from undercroft.securekernel.traps.judge import Cover, TextJudge
 from undercroft.securekernel.traps.regions import PAGE, Region, page_table_entries
 from undercroft.securekernel.traps.sites import TextSites
+from undercroft.securekernel.traps.watch import Watch, live_kernel
 
 POLL_S = 0.1
 LOADING_S = 5.0
@@ -59,7 +59,7 @@ class _Covered:
     text: Span
 
 
-class ModuleWatch:
+class ModuleWatch(Watch):
     """Covers every module that has a reference, until closed.  ``proof`` has located the kernel.
 
     Raises EnvironmentFault if it has not.
@@ -68,49 +68,25 @@ class ModuleWatch:
     def __init__(self, guard: Guard, proof: KernelTextProof, *, poll_s: float = POLL_S) -> None:
         if proof.kernel is None or proof.replay is None:
             raise EnvironmentFault("there is no kernel whose modules could be covered")
-        self._guard = guard
-        self._image = proof.image
+        super().__init__(guard, "modules", poll_s)
         self._memory = proof.memory
         self._kernel: LocatedKernel = proof.kernel
+        self._reader = live_kernel(proof.memory, proof.image, proof.kernel)
         self._word = GuestsWord(proof.image, proof.memory, proof.kernel)
         self._proofs: ModuleProofs | None = (
             proof.modules.apart(own_copy(proof.replay)) if proof.modules is not None else None
         )
-        self._poll_s = poll_s
         self._covered: dict[str, _Covered] = {}
         self._since: dict[tuple[int, str], float] = {}
         self._unknown: tuple[str, ...] = ()
-        self.looks = 0
-        """How often the list was looked at."""
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="modules", daemon=True)
-        self._thread.start()
+        self.start()
 
     def not_covered(self) -> tuple[str, ...]:
         """Return the modules that are loaded and not covered, as of the last look."""
         return self._unknown
 
-    def close(self) -> None:
-        """Stop looking; what is covered stays covered."""
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set() and not self._guard.status().frozen:
-                with contextlib.suppress(*WALK_ERRORS, FormatError):  # torn: look again
-                    self.look()
-                self.looks += 1
-                self._stop.wait(self._poll_s)
-        except EnvironmentFault as error:
-            if not self._stop.is_set():
-                self._guard.note_fault(f"modules are no longer covered as they come: {error}")
-
     def _live(self) -> LiveKernel:
-        kernel = self._kernel
-        return LiveKernel(
-            self._memory, self._image, slide=kernel.slide, cr3=kernel.cr3, la57=kernel.la57
-        )
+        return self._reader.fresh()
 
     def look(self) -> None:
         """Look at the list once; cover what has come, give up what has gone."""

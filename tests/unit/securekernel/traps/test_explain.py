@@ -8,8 +8,10 @@ import pytest
 
 from undercroft.formats.kernel import load_kernel
 from undercroft.reference.kernel.canvas import Canvas
+from undercroft.reference.kernel.rules import Rule
+from undercroft.reference.kernel.run_time import OVERLAYS
 from undercroft.securekernel.linux.text import KernelTextProof
-from undercroft.securekernel.traps.explain import Explainer
+from undercroft.securekernel.traps.explain import Explainer, own_copy
 from undercroft.securekernel.traps.judge import TextJudge
 from undercroft.securekernel.traps.sites import kernel_sites
 from undercroft.testing import tinykernel
@@ -81,3 +83,30 @@ def test_only_what_is_announced_now_may_be_written(linux: TinyLinux) -> None:
     assert "none that this mechanism makes" in judge.objection(linux.at(t.LABEL))
     assert "nothing patches" in judge.objection(linux.at(t.VICTIM))
     assert judge.objection(linux.at(t.LOCK)) == ""
+
+
+def test_a_probe_that_was_there_at_first_may_go_away(linux: TinyLinux) -> None:
+    """A copy of the replay knows what stands beneath the probes that are painted over it."""
+    proof = KernelTextProof.attach(linux.guest.memory, linux.guest.states, linux.image)
+    assert proof.replay is not None
+    proof.replay.canvas.overlay(Rule.KPROBE, [(t.VICTIM, b"\xcc")])
+    copy = own_copy(proof.replay)
+    assert copy.canvas.get(t.VICTIM, 1) == b"\xcc"
+    copy.canvas.lift(OVERLAYS)
+    assert copy.canvas.get(t.VICTIM, 1) == t.TINY_VICTIM[:1]
+    assert proof.replay.canvas.get(t.VICTIM, 1) == b"\xcc"
+
+
+def test_what_stands_in_text_is_explained_or_not(linux: TinyLinux) -> None:
+    judge = make_judge(linux)
+    explainer = judge.explainer
+    assert explainer.explains_all()
+    assert explainer.moving() == frozenset()
+    assert explainer.symbol(t.VICTIM + 1) == "victim+0x1"
+    judge.take(linux.at(t.VICTIM), b"\x90")
+    assert not explainer.explains_all()
+    assert not explainer.explains(t.VICTIM, 1, at_rest=True)
+    judge.take(linux.at(t.VICTIM), b"\xcc")
+    assert not explainer.explains(t.VICTIM, 1, at_rest=True)
+    linux.guest.memory.put_u64(linux.guest.entry(linux.at(t.KEY), 12), 0)
+    assert not explainer.follow([t.LABEL])
