@@ -138,7 +138,7 @@ class AcceptedRows:
                 new = self._in(archive, labels, [datas[at] for at in left])
                 for at, label in zip(left, new, strict=True):
                     found[at] = label
-            elif datas:
+            else:
                 found = self._in(archive, labels, datas)
         return found
 

@@ -133,6 +133,7 @@ def test_a_table_is_mapped_from_its_file(tmp_path: Path) -> None:
     path.write_bytes(DATA)
     with path.open("rb") as stream:
         table = parse_file_archive(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    assert table.data == parse_file_archive(DATA).data == DATA
     assert table.at_path(b"/usr/bin/cat")[0].digest == digest(b"cat")
     assert found(table, (b"/usr/bin/cat", digest(b"cat"))) == ["9.1"]
 

@@ -131,6 +131,40 @@ def test_a_form_that_no_table_has() -> None:
     assert look_up(of.accepted(b"\0\0\0\0what:\0", 32, "little"), [b"x"]) == [""]
 
 
+OTHER = table(("zsh", "5", {b"/usr/bin/zsh": b"zsh"}))
+
+
+@pytest.mark.parametrize("whole", [1, 1024])
+@pytest.mark.parametrize("own", [True, False])
+def test_several_tables_and_whole_lists(
+    monkeypatch: pytest.MonkeyPatch, whole: int, own: bool
+) -> None:
+    monkeypatch.setattr(layers, "WHOLE_LIST", whole)
+    tables = (TABLE, OTHER)
+    names = tuple(one.id.hex() for one in tables)
+    files = {"/init": (INIT,)} if own else {}
+    of = file_knowledge(ReferenceSet("set", files=files, archives=names), tables)
+    accepted = of.accepted(HEAD, 32, "little")
+    asked = [
+        data(b"/usr/bin/zsh", b"zsh"),
+        data(b"/init", b"init"),
+        data(b"/usr/bin/bash", b"bash"),
+        data(b"/usr/bin/bash", b"evil"),
+    ]
+    expected = ["package", "built" if own else "", "package", ""]
+    for _ in range(2):
+        assert look_up(accepted, asked) == expected
+    assert look_up(accepted, [asked[2]] * 2) == ["package"] * 2
+    assert look_up(accepted, [asked[0], *[asked[2]] * 2]) == ["package"] * 3
+    assert look_up(accepted, []) == []
+
+
+def test_every_entry_of_a_list_with_versions_that_are_told_apart() -> None:
+    of = known(OLD, PackageState("bash", "4", 7, "5"))
+    found = labels(of, data(b"/usr/bin/bash", b"bash"), data(b"/usr/bin/rbash", b"bash"))
+    assert {parse_label(text).package for text in found} == {"bash"}
+
+
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "REMEMBERED", 1)
     of = known()
@@ -138,7 +172,10 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert labels(of, *asked) == labels(of, *asked) == ["package", "package"]
     accepted = of.accepted(HEAD, 32, "little")
     assert isinstance(accepted, AcceptedRows)
-    assert len(accepted._known) <= 2
+    for _ in range(3):
+        labels(of, data(b"/usr/lib/libc.so.6", b"libc one"))
+        labels(of, data(b"/usr/lib/libc.so.6", b"libc two"))
+        assert len(accepted._known) <= 3
 
 
 def test_a_superseded_version_is_looked_at_closely() -> None:
