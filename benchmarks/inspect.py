@@ -75,7 +75,7 @@ def _start_processes(guest: Guest) -> None:
 
 def _inspect(name: str) -> SecureKernel:
     target = wiring.open_target(name)
-    kernel = SecureKernel(target.guest, target.image)
+    kernel = SecureKernel(target.guest, target.image, target.kernel.library, target.files)
     _check(kernel)
     return kernel
 

@@ -95,9 +95,13 @@ class QemuGuest:
         where it disagrees with what the monitor tells in the same pause.
         """
         with _memory_file() as descriptor:
-            with self._connected() as session, self.paused():
+            with (
+                self._connected() as session,
+                _shared_with(session, descriptor) as number,
+                self.paused(),
+            ):
                 printed = session.monitor("info registers -a")
-                saved = _save_device_state(session, descriptor)
+                saved = _save_device_state(session, number)
             data = os.pread(descriptor, MAX_DEVICE_STATE, 0) if saved else b""
         return merge_registers(printed, data)
 
@@ -300,11 +304,12 @@ def _memory_file() -> Iterator[int]:
         os.close(descriptor)
 
 
-def _save_device_state(session: QmpClient, descriptor: int) -> bool:
-    """Have QEMU write its device state into our memory file; False if it cannot.
+@contextmanager
+def _shared_with(session: QmpClient, descriptor: int) -> Iterator[int | None]:
+    """Pass our memory file to QEMU for the block; give the number that it knows it by, or None.
 
-    QEMU writes through a descriptor that we pass, so no path is shared and nothing is left on
-    a disk.  It wants one opened with exactly the mode it uses: write-only.
+    So no path is shared and nothing is left on a disk.  QEMU wants a descriptor opened with
+    exactly the mode it uses: write-only.
     """
     writable = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -313,6 +318,17 @@ def _save_device_state(session: QmpClient, descriptor: int) -> bool:
         os.close(writable)
     number = answer.get("fdset-id") if isinstance(answer, Mapping) else None
     if not isinstance(number, int):
+        yield None
+        return
+    try:
+        yield number
+    finally:
+        session.execute("remove-fd", {"fdset-id": number})
+
+
+def _save_device_state(session: QmpClient, number: int | None) -> bool:
+    """Have QEMU write its device state into the file that was passed; False if it cannot."""
+    if number is None:
         return False
     try:
         session.execute(
@@ -320,6 +336,4 @@ def _save_device_state(session: QmpClient, descriptor: int) -> bool:
         )
     except QmpError:
         return False
-    finally:
-        session.execute("remove-fd", {"fdset-id": number})
     return True
