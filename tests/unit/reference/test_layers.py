@@ -205,6 +205,19 @@ def test_the_set_s_own_files_have_states_too() -> None:
     assert plain.content_id != of.content_id
 
 
+def test_hashes_are_kept_of_the_commonest_labels_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("undercroft.reference.files.HASHED_LABELS", 1)
+    other = replace(INIT, provenance=Provenance(Grade.PACKAGE, "other", "1"))
+    files = {"/init": (INIT,), "/a": (other,), "/b": (other,)}
+    names = (TABLE.id.hex(),)
+    for of in (
+        file_knowledge(ReferenceSet("set", files=files)),
+        file_knowledge(ReferenceSet("set", files=files, archives=names), [TABLE]),
+    ):
+        ((label, hashes),) = of.template_hashes(HEAD, 32, "little")
+        assert (label, len(hashes)) == ("package", 2)
+
+
 def test_what_differs_is_told_from_every_place() -> None:
     of = known(OLD)
     assert of.compare(b"/init", measured(b"init")).match is FileMatch.KNOWN
