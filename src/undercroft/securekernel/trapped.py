@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from undercroft.base import EnvironmentFault, Finding, JsonValue, Outcome
+from undercroft.base import EnvironmentFault, Finding, JsonValue, Outcome, UndercroftError
 from undercroft.formats.evidence.interval import Change, Epoch, epoch_digest
 from undercroft.formats.evidence.record import SecureKernelRecord
 from undercroft.formats.kernel import KernelImage
@@ -116,7 +116,7 @@ class TrappedKernel(SecureKernel):
         self._disarm()
         try:
             self._arm()
-        except EnvironmentFault:  # it still boots
+        except UndercroftError:  # it still boots: part of it is not there yet
             self.guard = ended
             return False
         self.sessions.append(ended.chain())

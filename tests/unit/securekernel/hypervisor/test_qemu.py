@@ -6,6 +6,8 @@ import array
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from undercroft.base import EnvironmentFault, JsonValue
 from undercroft.securekernel.guest import GuestGone
-from undercroft.securekernel.hypervisor.qemu import QemuGuest, attach
+from undercroft.securekernel.hypervisor.qemu import QemuGuest, _qmp_sockets_of, attach
 from undercroft.securekernel.hypervisor.qmp import QmpClient, QmpError
 
 VECTORS = Path(__file__).parents[3] / "vectors" / "qemu"
@@ -259,3 +261,41 @@ def test_a_pid_without_a_qmp_socket_is_a_clear_fault() -> None:
 
 def test_a_guest_can_be_named(qemu: FakeQemu) -> None:
     assert QemuGuest(qemu.path, name="mine").name == "mine"
+
+
+def test_a_second_monitor_is_for_events(tmp_path: Path) -> None:
+    sleeper = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    options = ["-qmp", "unix:a.sock,server=on", "-qmp", "unix:/b.sock,server=on,wait=off"]
+    with subprocess.Popen([*sleeper, *options], cwd=tmp_path) as process:
+        try:
+            assert _qmp_sockets_of(process.pid) == [tmp_path / "a.sock", Path("/b.sock")]
+        finally:
+            process.kill()
+
+
+def test_without_a_second_monitor_nothing_is_told(qemu: FakeQemu) -> None:
+    assert QemuGuest(qemu.path).events() is None
+
+
+def test_a_supervisor_resumes_only_what_it_paused(qemu: FakeQemu) -> None:
+    controls = QemuGuest(qemu.path).controls()
+    qemu.commands.clear()
+    controls.resume()
+    assert qemu.commands == []
+    controls.pause()
+    controls.resume()
+    assert [name for name in qemu.commands if name in ("stop", "cont")] == ["stop", "cont"]
+    qemu.running = False
+    qemu.commands.clear()
+    controls.pause()
+    controls.resume()
+    assert not {"stop", "cont"} & set(qemu.commands)
+
+
+def test_a_descriptor_is_lent_and_taken_back(qemu: FakeQemu) -> None:
+    guest = QemuGuest(qemu.path)
+    qemu.commands.clear()
+    with Path("/dev/null").open("rb") as ours, guest.lent(ours.fileno()) as number:
+        assert number == 9
+        assert "remove-fd" not in qemu.commands
+    assert [name for name in qemu.commands if name.endswith("-fd")] == ["add-fd", "remove-fd"]
