@@ -10,11 +10,12 @@ from pathlib import Path
 from undercroft.base import EnvironmentFault, FormatError, VerificationError
 from undercroft.formats.kernel import KernelImage, KernelModule, load_kernel
 from undercroft.formats.kernel import profile as kernel_profile
-from undercroft.guests.filelibrary import InitramfsFiles
+from undercroft.guests.filelibrary import file_library
 from undercroft.guests.info import GuestInfo
 from undercroft.guests.manifest import GuestBuild, load_build
 from undercroft.guests.run import Guest as RunningGuest
 from undercroft.packages.deb import read_deb
+from undercroft.packages.filestore import FileStore
 from undercroft.packages.profiles import ProfileStore
 from undercroft.policy import Policy, parse_policy
 from undercroft.reference.archive import FileArchive
@@ -131,7 +132,8 @@ def open_target(
     build = load_build(info.build.parent)
     reference = open_kernel(kernel, keys) if kernel is not None else _own_kernel(build)
     attached = qemu.attach(str(info.qmp), name=name)
-    return Target(attached, reference, info, InitramfsFiles(build))
+    files = file_library(build, FileStore(reference_home()))
+    return Target(attached, reference, info, files)
 
 
 def _named_kernel(

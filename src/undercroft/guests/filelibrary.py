@@ -1,7 +1,8 @@
-"""What the files of a guest of ours hold, from the initramfs that it was built with.
+"""What the files of a guest of ours hold: file libraries for ``securekernel.linux.usercode``.
 
-The archive is our own (:mod:`~undercroft.guests.cpio`), and each file in it has a digest in
-``build.json``; a file whose bytes are others is not known.
+A guest without a disk has them from the initramfs that it was built with.  The archive is our own
+(:mod:`~undercroft.guests.cpio`), and each file in it has a digest in ``build.json``; a file whose
+bytes are others is not known.  A guest with a disk has them from its packages.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ from collections.abc import Iterator, Sequence
 
 from undercroft.base import FormatError
 from undercroft.guests.manifest import GuestBuild
+from undercroft.packages.deb import EntryKind, read_deb
+from undercroft.packages.filelist import merged_path
+from undercroft.packages.filestore import FileStore, Wanted
+from undercroft.packages.verified import VerifiedPackage
+from undercroft.reference.archive_build import PackageFiles, ima_path
+from undercroft.securekernel.linux.usercode import FileLibrary
 
 _FORMAT = "cpio archive"
 _MAGIC, _GZIP = b"070701", b"\x1f\x8b"
@@ -21,7 +28,7 @@ _TRAILER = "TRAILER!!!"
 
 
 class InitramfsFiles:
-    """A file library (``securekernel.linux.usercode``) of a build; read when first asked."""
+    """The files of a guest that runs from its initramfs; read when first asked."""
 
     def __init__(self, build: GuestBuild) -> None:
         self._build = build
@@ -42,6 +49,55 @@ class InitramfsFiles:
             known = self._build.files.get(path)
             if known is not None and hashlib.sha256(content).hexdigest() == known.sha256:
                 yield path, content
+
+
+class PackagedFiles:
+    """The files of packages, taken out of them one by one as they are asked for.
+
+    Which package has a path is looked up in ``store``, which keeps a list of each package.
+    """
+
+    def __init__(self, packages: Sequence[VerifiedPackage], store: FileStore) -> None:
+        self._packages = [one for one in packages if not one.name.startswith("linux-image-")]
+        self._store = store
+        self._owners: dict[bytes, list[VerifiedPackage]] | None = None
+        self._known: dict[str, tuple[bytes, ...]] = {}
+
+    def contents(self, path: str) -> Sequence[bytes]:
+        """Return what the file at an absolute path may hold; nothing if no package has it."""
+        if self._owners is None:
+            self._owners = {}
+            for package in self._packages:
+                for owned, _, _ in self._listed(package).files:
+                    merged = merged_path(owned.decode("utf-8", "surrogateescape"))
+                    self._owners.setdefault(merged.encode("utf-8", "surrogateescape"), []).append(
+                        package
+                    )
+        found = self._known.get(path)
+        if found is None:
+            owners = self._owners.get(ima_path(path), ())
+            found = tuple(one for owner in owners for one in _taken(owner, path))
+            self._known[path] = found
+        return found
+
+    def _listed(self, package: VerifiedPackage) -> PackageFiles:
+        wanted = Wanted(package.name, package.version, package.architecture)
+        return self._store.earlier(wanted) or self._store.list_package(package)
+
+
+def _taken(package: VerifiedPackage, path: str) -> Iterator[bytes]:
+    """Yield a file out of a package, if that still is the package that was verified."""
+    data = package.path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != package.sha256:
+        return
+    for entry in read_deb(data, lambda name: merged_path(name) == path):
+        if entry.kind is EntryKind.FILE:
+            yield entry.data
+
+
+def file_library(build: GuestBuild, store: FileStore) -> FileLibrary:
+    """Return what is known of the files of a guest that was built here."""
+    return InitramfsFiles(build) if build.disk is None else PackagedFiles(build.packages, store)
 
 
 def regular_files(data: bytes) -> Iterator[tuple[str, bytes]]:
