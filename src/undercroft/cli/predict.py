@@ -18,9 +18,12 @@ from undercroft.cli.guest import AccelOption, progress
 from undercroft.formats.eventlog import MAX_LOG_SIZE, parse_eventlog
 from undercroft.formats.eventlog.asjson import event_json
 from undercroft.guests.accel import choose
-from undercroft.guests.manifest import load_build
+from undercroft.guests.chain import Chain
+from undercroft.guests.manifest import GuestBuild, load_build
+from undercroft.guests.references import unpredicted_pcrs
 from undercroft.guests.run import Guest, RunOptions
 from undercroft.reference.boot import (
+    UNMEASURED,
     PredictedEvent,
     boot_aggregate,
     encode_prediction,
@@ -69,6 +72,8 @@ def predict(
     Nothing of a running guest is read.  What the firmware writes into itself is learned once for
     each machine shape, by running the firmware alone.
     """
+    build = _build(target)
+    unpredicted = unpredicted_pcrs(build.chain)
     events = _events(target, accel, RunOptions(cpu=cpu or None, cpus=cpus, memory_mb=memory))
     if output is not None:
         try:
@@ -76,21 +81,21 @@ def predict(
         except OSError as error:
             raise EnvironmentFault(f"cannot write the log: {error}", where=str(output)) from error
     if as_json:
-        _print_json(_prediction_json(events))
+        _print_json(_prediction_json(events, build.chain))
         return
     out = []
     for event in events:
         out.append(f"PCR {event.pcr:<3} {event.event_type:34} {_one_line(event.description)}")
         digest = event.digest(HashAlgorithm.SHA256).hex()
         out.append(f"        sha256:{digest}  {_source(event.provenance)}")
-    banks = [predicted_pcrs(events, bank) for bank in _BANKS]
-    for bank in banks:
+    for bank in [predicted_pcrs(events, bank, unpredicted) for bank in _BANKS]:
         out.append(f"{bank.algorithm}:")
         out += [f"  {pcr:2}  {value.hex()}" for pcr, value in sorted(bank.values.items())]
-        out.append(f"  IMA's boot_aggregate  {boot_aggregate(bank).hex()}")
-    unmeasured = _never_measured(target)
-    if unmeasured:
-        out += ["NOT measured by this boot chain, so that no PCR can vouch for it:"]
+        if not unpredicted:
+            out.append(f"  IMA's boot_aggregate  {boot_aggregate(bank).hex()}")
+    out += [f"PCR {pcr} is not predicted: {why}" for pcr, why in unpredicted.items()]
+    if unmeasured := _never_measured(build.chain):
+        out.append("NOT measured by this boot chain, so that no PCR vouches for it:")
         out += [f"  {line}" for line in unmeasured]
     sys.stdout.write("\n".join(out) + "\n")
 
@@ -133,21 +138,30 @@ def diff(
         raise typer.Exit(CONTRAINDICATED)
 
 
-def _events(target: str, accel: AccelOption, options: RunOptions) -> tuple[PredictedEvent, ...]:
+def _build(target: str) -> GuestBuild:
+    """Return what is built as ``target``, or what the guest ``qemu:NAME`` was started from."""
     home = wiring.home()
     scheme, colon, name = target.partition(":")
+    if colon and scheme == "qemu":
+        return load_build(Guest.load(home, name).info.build.parent)
+    folder = home.absolute() / "builds" / target
+    if colon or not (folder / "build.json").is_file():
+        raise EnvironmentFault(
+            "neither a guest nor a build",
+            expected="qemu:NAME, or the name of a build: micro, debian-grub",
+            got=target,
+            remedy="undercroft guest build",
+        )
+    return load_build(folder.resolve())
+
+
+def _events(target: str, accel: AccelOption, options: RunOptions) -> tuple[PredictedEvent, ...]:
+    home = wiring.home()
+    build = _build(target)
+    _, guest, name = target.partition("qemu:")
     with progress("predicting the boot"):
-        if colon and scheme == "qemu":
+        if guest:
             return predicted_events(Guest.load(home, name).info, home)
-        folder = home.absolute() / "builds" / target
-        if colon or not (folder / "build.json").is_file():
-            raise EnvironmentFault(
-                "neither a guest nor a build",
-                expected="qemu:NAME, or the name of a build: micro, debian-grub",
-                got=target,
-                remedy="undercroft guest build",
-            )
-        build = load_build(folder.resolve())
         chosen = choose(accel.choice(), home, build.kernel.path).accel
         return planned_events(build, options, chosen, home)
 
@@ -172,9 +186,8 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def _never_measured(target: str) -> Sequence[str]:
-    del target
-    return ()
+def _never_measured(chain: Chain) -> Sequence[str]:
+    return UNMEASURED if chain is Chain.LEGACY else ()
 
 
 def _one_line(text: str) -> str:
@@ -186,17 +199,24 @@ def _source(provenance: Provenance) -> str:
     return f"{provenance}{note}"
 
 
-def _prediction_json(events: Sequence[PredictedEvent]) -> dict[str, JsonValue]:
-    banks = [predicted_pcrs(events, bank) for bank in _BANKS]
+def _prediction_json(events: Sequence[PredictedEvent], chain: Chain) -> dict[str, JsonValue]:
+    unpredicted = unpredicted_pcrs(chain)
+    banks = [predicted_pcrs(events, bank, unpredicted) for bank in _BANKS]
     pcrs: dict[str, JsonValue] = {
         str(bank.algorithm): {str(pcr): value.hex() for pcr, value in bank.values.items()}
         for bank in banks
     }
     aggregates: dict[str, JsonValue] = {
-        str(bank.algorithm): boot_aggregate(bank).hex() for bank in banks
+        str(bank.algorithm): boot_aggregate(bank).hex() for bank in banks if not unpredicted
     }
     shown: list[JsonValue] = [_event_json(event) for event in events]
-    return {"events": shown, "pcrs": pcrs, "boot_aggregate": aggregates}
+    return {
+        "events": shown,
+        "pcrs": pcrs,
+        "boot_aggregate": aggregates,
+        "unpredicted": {str(pcr): why for pcr, why in unpredicted.items()},
+        "never_measured": list(_never_measured(chain)),
+    }
 
 
 def _event_json(event: PredictedEvent) -> dict[str, JsonValue]:

@@ -17,6 +17,14 @@ from undercroft.reference.model import Provenance
 UNPREDICTED = {1: "SeaBIOS measures the SMBIOS tables, which QEMU makes for each machine"}
 """PCRs of this chain that no value is predicted for, and why."""
 
+UNVOUCHED = {
+    0: "SeaBIOS does not measure itself",
+    8: "GRUB's BIOS build measures no command",
+    9: "GRUB's BIOS build measures no file",
+}
+"""PCRs that stay as they are whatever is started: a value that equals its prediction says nothing,
+so that a result must not call it good."""
+
 UNMEASURED = (
     "SeaBIOS itself: PCR 0 holds a separator only",
     "GRUB's core image, behind the first sector of the disk",
