@@ -17,6 +17,7 @@ from undercroft.formats.ima import LinuxHash, escape_path
 from undercroft.packages import Archive
 from undercroft.packages.advisories import Advisory, parse_advisories
 from undercroft.packages.archive import Refresh
+from undercroft.packages.filelist import merged_path
 from undercroft.packages.fileset import (
     FileSet,
     build_file_set,
@@ -24,7 +25,6 @@ from undercroft.packages.fileset import (
     updated,
     with_dependencies,
 )
-from undercroft.packages.filelist import merged_path
 from undercroft.packages.filestore import FileStore, Wanted, parse_installed
 from undercroft.reference.archive import FileArchive, FileRow
 from undercroft.reference.archive_build import ima_path
