@@ -30,7 +30,7 @@ CHURN = (
 
 def secure_kernel(guest: Guest) -> SecureKernel:
     target = wiring.open_target(f"qemu:{guest.info.name}")
-    return SecureKernel(target.guest, target.image)
+    return SecureKernel(target.guest, target.image, target.kernel.library, target.files)
 
 
 @pytest.fixture(scope="module", autouse=True)

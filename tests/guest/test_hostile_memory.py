@@ -28,8 +28,12 @@ from undercroft.securekernel.linux import (
     bpf,
     closure,
     cpu_state,
+    deferred,
     hooks,
+    inodes,
     modules,
+    modulespace,
+    mounts,
     ops,
     pointers,
     realmode,
@@ -42,6 +46,7 @@ from undercroft.securekernel.linux.ima import read_ima_list
 from undercroft.securekernel.linux.live import LiveKernel, StructureError
 from undercroft.securekernel.linux.locate import locate
 from undercroft.securekernel.linux.tcglog import read_event_log
+from undercroft.securekernel.linux.usercode import FileLibrary
 from undercroft.securekernel.memory import PhysicalMemory
 from undercroft.securekernel.vcpu import VcpuState
 from undercroft.testing.hostile import MutatedMemory, Mutator, RecordingMemory
@@ -64,6 +69,7 @@ class Snapshot:
     slide: int
     cr3: int
     la57: bool
+    files: FileLibrary
 
     def kernel(self, memory: PhysicalMemory) -> LiveKernel:
         return LiveKernel(memory, self.image, slide=self.slide, cr3=self.cr3, la57=self.la57)
@@ -100,6 +106,8 @@ COLLECTORS: dict[str, Collector] = {
     "closure": fact(lambda kernel, shot: closure.collect(kernel, lambda: shot.vcpus, OBSERVER)),
     "pointers": state(lambda kernel, kept: pointers.collect(kernel, kept.pointers, OBSERVER)),
     "hooks": fact(lambda kernel, _: hooks.collect(kernel, OBSERVER)),
+    "deferred": fact(lambda kernel, _: hooks.collect(kernel, OBSERVER, deferred.KINDS)),
+    "inodes": fact(lambda kernel, _: [inodes.collect(kernel, OBSERVER)]),
     "ops": fact(lambda kernel, _: ops.collect(kernel, OBSERVER)),
     "security": state(lambda kernel, kept: kept.security.hooks(kernel, OBSERVER)),
     "creds": state(lambda kernel, kept: kept.credentials.collect(kernel, OBSERVER)),
@@ -108,8 +116,10 @@ COLLECTORS: dict[str, Collector] = {
     "vdso": state(lambda kernel, kept: vdso.collect(kernel, kept.vdso, OBSERVER, {})),
     "realmode": state(lambda kernel, kept: realmode.collect(kernel, kept.image, OBSERVER)),
     "modules": fact(lambda kernel, _: [modules.crossview(kernel, OBSERVER)]),
+    "modules' memory": fact(lambda kernel, _: [modulespace.collect(kernel, OBSERVER)]),
     "tasks": fact(lambda kernel, _: [tasks.crossview(kernel, OBSERVER)]),
-    "user": fact(lambda kernel, _: user.collect(kernel, OBSERVER)),
+    "mounts": fact(lambda kernel, _: [mounts.crossview(kernel, OBSERVER)]),
+    "user": fact(lambda kernel, shot: user.collect(kernel, OBSERVER, shot.files)),
 }
 
 
@@ -126,8 +136,15 @@ def snapshot(
     with target.guest.paused():
         vcpus = target.guest.vcpus()
         path.write_bytes(running_guest.info.ram.read_bytes())
+    assert target.files is not None
     return Snapshot(
-        DumpGuest(path).memory, vcpus, target.image, kernel.slide, kernel.cr3, kernel.la57
+        DumpGuest(path).memory,
+        vcpus,
+        target.image,
+        kernel.slide,
+        kernel.cr3,
+        kernel.la57,
+        target.files,
     )
 
 

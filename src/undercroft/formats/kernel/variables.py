@@ -62,6 +62,7 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "socket_file_ops": "struct file_operations",
         "sockfs_dentry_operations": "struct dentry_operations",
         "super_blocks": "struct list_head",
+        "taint_flags": "struct taint_flag [19]",
         "tcp4_seq_ops": "struct seq_operations",
         "tcp6_seq_ops": "struct seq_operations",
         "tty_drivers": "struct list_head",
