@@ -70,6 +70,9 @@ _PROGRAMS = (
     _Program("gpgv", "gpgv", "verifies the archive's signature"),
     _Program("gcc", "gcc", "compiles the test adversaries", needed=False),
     _Program("make", "make", "compiles the test adversaries", needed=False),
+    _Program("mmdebstrap", "mmdebstrap", "builds the Debian guest", needed=False),
+    _Program("mcopy", "mtools", "builds the Debian guest", needed=False),
+    _Program("mkfs.fat", "dosfstools", "builds the Debian guest", version=(), needed=False),
     _Program("setsid", "util-linux", "lets a guest outlive the command"),
 )
 _FILES = ((DEBIAN_KEYRING, "debian-archive-keyring", "whom we accept packages from"),)
