@@ -465,6 +465,9 @@ def _finding(look: _Look, problems: Mapping[str, str]) -> Finding:
     elif unknown:
         outcome = Outcome.UNKNOWN
         summary = f"no package has {', '.join(unknown[:6])}: nothing can be said of its code"
+    elif not live:
+        outcome = Outcome.PASS
+        summary = "no module is loaded"
     else:
         outcome = Outcome.PASS
         summary = (
