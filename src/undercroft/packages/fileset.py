@@ -10,7 +10,7 @@ from undercroft.base import EnvironmentFault
 from undercroft.packages.advisories import Advisory
 from undercroft.packages.archive import Archive
 from undercroft.packages.filestore import FileStore, Wanted
-from undercroft.packages.states import offers_of, states_of
+from undercroft.packages.states import all_offers, states_of
 from undercroft.reference.archive import FileArchive
 from undercroft.reference.model import ReferenceSet
 
@@ -81,8 +81,7 @@ def build_file_set(
         )
     table = store.save_table(listed.packages)
     records = [package.record for package in listed.packages]
-    names = sorted({record.package for record in records})
-    offers = {name: offers_of(name, archive.indexes) for name in names}
+    offers = all_offers((record.package for record in records), archive.indexes)
     states = states_of(records, offers, advisories, release_of(archive))
     return FileSet(
         ReferenceSet(name, archives=(table.id.hex(),), states=states), table, listed.missing

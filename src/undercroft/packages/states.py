@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from undercroft.reference.archive import PackageRecord
 from undercroft.reference.model import PackageState
 
 _SECURITY = "-security"
+_KERNEL_ABI = re.compile(r"-\d+\.\d+\.\d+-\d+(?=-|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,29 @@ class Offer:
     def order(self) -> Version:
         """A key that compares as dpkg compares versions."""
         return Version(self.version)
+
+
+def series_of(name: str) -> str:
+    """Return what a package's name has in common with its successor's.
+
+    A kernel's package has its ABI in its name (linux-image-6.1.0-56-amd64), so that an update is
+    a package of another name.
+    """
+    return _KERNEL_ABI.sub("-*", name) if name.startswith("linux-") else name
+
+
+def all_offers(names: Iterable[str], indexes: Sequence[PackagesIndex]) -> dict[str, list[Offer]]:
+    """Return every version that ``indexes`` offer of each series that ``names`` belong to."""
+    wanted = {series_of(name) for name in names}
+    offered: dict[str, set[str]] = {series: {series} for series in wanted}
+    for index in indexes if any("*" in series for series in wanted) else ():
+        for name in index.names:
+            if name.startswith(b"linux-") and (text := name.decode(errors="replace")):
+                offered.get(series_of(text), set()).add(text)
+    return {
+        series: [offer for name in sorted(found) for offer in offers_of(name, indexes)]
+        for series, found in offered.items()
+    }
 
 
 def offers_of(name: str, indexes: Iterable[PackagesIndex]) -> list[Offer]:
@@ -60,9 +85,9 @@ def states_of(
 ) -> tuple[PackageState, ...]:
     """Return the states of ``records`` that are not current, by name and version.
 
-    ``offers`` are versions by package name, ``release`` is the distribution's codename, whose
-    ``advisories`` count.  A version that the suite for security updates replaced counts as
-    vulnerable as well: nothing is uploaded there for another reason.
+    ``offers`` are versions by series (:func:`series_of`), ``release`` is the distribution's
+    codename, whose ``advisories`` count.  A version that the suite for security updates replaced
+    counts as vulnerable as well: nothing is uploaded there for another reason.
     """
     by_source: dict[str, list[Advisory]] = {}
     for advisory in advisories:
@@ -71,10 +96,11 @@ def states_of(
     known: dict[str, list[Offer]] = {name: list(them) for name, them in offers.items()}
     for record in records:
         if record.made:
-            known.setdefault(record.package, []).append(Offer(record.version, record.made))
+            series = series_of(record.package)
+            known.setdefault(series, []).append(Offer(record.version, record.made))
     states = {
         (record.package, record.version): _state(
-            record, known.get(record.package, ()), by_source.get(record.source, ())
+            record, known.get(series_of(record.package), ()), by_source.get(record.source, ())
         )
         for record in records
     }

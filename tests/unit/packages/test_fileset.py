@@ -197,6 +197,18 @@ def test_a_security_update_makes_the_old_version_vulnerable(
     assert state.advisories == ("Debian bookworm-security: tool 1.1",)
 
 
+def test_a_kernel_is_superseded_by_a_package_of_another_name(
+    tmp_path: Path, mirror: Mirror, store: FileStore
+) -> None:
+    mirror.add("linux-image-6.1.0-9-amd64", "6.1.1-1", content=b"old", made=100)
+    mirror.add("linux-image-6.1.0-10-amd64", "6.1.2-1", content=b"new", made=200)
+    mirror.add("linux-image-6.1.0-10-cloud-amd64", "6.1.3-1", content=b"cloud", made=300)
+    archive = OfferedArchive(tmp_path, mirror)
+    names = ("linux-image-6.1.0-9-amd64", "linux-image-6.1.0-10-amd64")
+    found = build_file_set("set", archive, store, map(Wanted, names))
+    assert found.references.states == (PackageState(names[0], "6.1.1-1", 200, "6.1.2-1"),)
+
+
 def record(version: str, made: int = 0, source: str = "src") -> PackageRecord:
     return PackageRecord("p", version, "amd64", "", made, source, version)
 
