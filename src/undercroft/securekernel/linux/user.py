@@ -105,6 +105,7 @@ class UserCode:
         self._of_files: set[int] = set()
         self._mappings: dict[int, Mappings] = {}
         self._code = CodeCheck(kernel, library) if library is not None else None
+        self._root: int | None = None
 
     def look(self) -> dict[str, Look]:
         """Look once."""
@@ -181,7 +182,8 @@ class UserCode:
             inode, path = self._check_file(process, mapping)
             if self._code is not None:
                 user = f"{process.comm} ({process.pid})"
-                self._code.add(mapping, path, inode, paddr, size, user)
+                packaged = path if self._is_on_root(inode) else None
+                self._code.add(mapping, path, packaged, inode, paddr, size, user)
             return
         if mapping & _PAGE_MAPPING_ANON and self._is_equal_copy(where, vaddr, paddr, size):
             return
@@ -205,7 +207,18 @@ class UserCode:
         if self._code is None or not where.file or size != PAGE_SIZE:
             return False
         inode = self._kernel.member_u64(where.file, "file", "f_inode")
+        if not self._is_on_root(inode):
+            return False
         return self._code.is_equal_copy(path_of(self._kernel, inode), where.index(vaddr), paddr)
+
+    def _is_on_root(self, inode: int) -> bool:
+        """Whether a file is on the file system that the packages were unpacked to.
+
+        On another one, a container's say, its path means nothing to the guest's packages.
+        """
+        if self._root is None:
+            self._root = root_file_system(self._kernel)
+        return self._root != 0 and self._kernel.member_u64(inode, "inode", "i_sb") == self._root
 
     def _check_file(self, process: Process, mapping: int) -> tuple[int, str]:
         """Return a mapping's inode and its path; a deleted file is an anomaly."""
@@ -246,6 +259,17 @@ class UserCode:
                 parts.append(b"\0")
             start += size
         return b"".join(parts)
+
+
+def root_file_system(kernel: LiveKernel) -> int:
+    """Return the super block that process 1 has as its root; 0 if there is none."""
+    pid_at = kernel.offset("task_struct", "pid")
+    for task in task_list(kernel):
+        if kernel.u32(task + pid_at) == 1:
+            fs = kernel.member_u64(task, "task_struct", "fs")
+            mount = kernel.member_u64(fs, "fs_struct", "root.mnt") if fs else 0
+            return kernel.member_u64(mount, "vfsmount", "mnt_sb") if mount else 0
+    return 0
 
 
 def path_of(kernel: LiveKernel, inode: int) -> str:

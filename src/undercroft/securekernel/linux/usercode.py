@@ -35,7 +35,8 @@ SPEC = FactSpec(
         "package's",
         "pages that are not in memory are counted, not compared: they are read from the disk when "
         "they are needed, where IMA measured the file",
-        "a file goes by its path within its own file system",
+        "files on another file system than the root's (a container's, say) are UNKNOWN: to the "
+        "guest's packages their paths mean nothing",
     ),
 )
 
@@ -109,11 +110,23 @@ class CodeCheck:
         self._files: dict[int, _File] = {}
         self._copies = 0
 
-    def add(self, mapping: int, path: str, inode: int, paddr: int, size: int, user: str) -> None:
-        """Take a page that ``user`` executes: ``size`` bytes at ``paddr`` of a file's mapping."""
+    def add(
+        self,
+        mapping: int,
+        path: str,
+        packaged: str | None,
+        inode: int,
+        paddr: int,
+        size: int,
+        user: str,
+    ) -> None:
+        """Take a page that ``user`` executes: ``size`` bytes at ``paddr`` of a file's mapping.
+
+        ``packaged`` is the path that its package has, None if it can have none.
+        """
         known = self._files.get(mapping)
         if known is None:
-            found = list(self._library.contents(path))
+            found = list(self._library.contents(packaged)) if packaged is not None else []
             known = self._files[mapping] = _File(path, inode, found, user=user)
         for frame in range(paddr, paddr + size, PAGE_SIZE):
             known.frames[self._pages.index(frame)] = frame

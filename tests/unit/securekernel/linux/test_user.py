@@ -30,7 +30,9 @@ MAPPINGS = {
     ),
 }
 LAYOUTS = {
-    "task_struct": (256, {"tasks": 0, "mm": 16, "pid": 32, "comm": 40}),
+    "task_struct": (256, {"tasks": 0, "mm": 16, "pid": 32, "comm": 40, "fs": 64}),
+    "fs_struct": (56, {"root.mnt": 24}),
+    "vfsmount": (32, {"mnt_sb": 8}),
     "mm_struct": (256, {"pgd": 8, "env_start": 16, "env_end": 24, "mm_mt": 64}),
     "page": (64, {"compound_head": 8, "mapping": 24, "index": 32}),
     "address_space": (192, {"host": 0, "i_pages": 8}),
@@ -38,7 +40,7 @@ LAYOUTS = {
     "xa_node": (576, {"shift": 0, "parent": 8, "slots": 40}),
     "file": (64, {"f_inode": 8}),
     **MAPPINGS,
-    "inode": (384, {"i_nlink": 72, "i_dentry": 312}),
+    "inode": (384, {"i_sb": 40, "i_nlink": 72, "i_dentry": 312}),
     "dentry": (192, {"d_parent": 24, "d_name": 32, "d_u": 176}),
     "qstr": (16, {"len": 4, "name": 8}),
     "vdso_image": (152, {"data": 0, "size": 8}),
@@ -72,7 +74,12 @@ class Guest(FakeKernel):
         self.guest.write(task + 40, b"sh")
         thread = self.make("task_struct", mm=self.mm)  # the same memory again
         kernel_thread = self.make("task_struct")
-        self.link_list(self.symbol("init_task", 256), [task, thread, kernel_thread])
+        self.block = 0xFFFF888000ABC000
+        root = self.make("fs_struct", root__mnt=self.make("vfsmount", mnt_sb=self.block))
+        self.first = self.make("task_struct", fs=root)
+        self.put(self.first, "task_struct", "pid", 1, size=4)
+        tasks = [self.first, task, thread, kernel_thread]
+        self.link_list(self.symbol("init_task", 256), tasks)
         self.areas: list[int] = []
         self.file = self._file("bin", "sh")
         self.open_file = self.make("file", f_inode=self.inode)
@@ -92,7 +99,7 @@ class Guest(FakeKernel):
             self.put(dentry, "dentry", "d_parent", parent)
             self.guest.put_u32(dentry + 32 + 4, len(part))
             self.guest.put_u64(dentry + 32 + 8, self.string(part))
-        self.inode = self.make("inode")
+        self.inode = self.make("inode", i_sb=self.block)
         self.put(self.inode, "inode", "i_nlink", 1, size=4)
         self.link_hlist(self.inode + 312, [dentry + 176])
         return self.make("address_space", host=self.inode)
@@ -387,3 +394,19 @@ def test_a_private_copy_that_still_is_the_files_passes(program: Program) -> None
     assert found[CODE_FACT].details["equal_copies"] == 1
     program.guest.memory.write(copy, b"\xcc")
     assert program.only(ANONYMOUS)["address"] == f"{CODE + 0x1000:#x}"
+
+
+@pytest.mark.parametrize("change", ["another file system", "no process 1", "no root"])
+def test_a_path_on_another_file_system_means_nothing(program: Program, change: str) -> None:
+    """A container's /bin/sh is not the guest's."""
+    if change == "another file system":
+        program.put(program.inode, "inode", "i_sb", 0xFFFF888000DEF000)
+    elif change == "no process 1":
+        program.put(program.first, "task_struct", "pid", 2, size=4)
+    else:
+        program.put(program.first, "task_struct", "fs", 0)
+    program.guest.memory.write(program.cached[0], b"another shell")
+    assert program.findings()[CODE_FACT].outcome is Outcome.UNKNOWN
+    copy = program.executable(CODE + 0x1000, 0xFFFF888000001001)
+    program.guest.memory.write(copy, PAGES[1])
+    assert program.findings()[ANONYMOUS].outcome is Outcome.FAIL
