@@ -37,7 +37,8 @@ def test_missing_programs_make_the_apt_line(
     checks = tuple(host.programs())
     assert all(c.state is State.MISSING for c in checks)
     assert apt_line(checks) == (
-        "apt-get install apt gcc gpgv keys make qemu-system-x86 swtpm swtpm-tools util-linux"
+        "apt-get install apt dosfstools gcc gpgv keys make mmdebstrap mtools qemu-system-x86 "
+        "swtpm swtpm-tools util-linux"
     )
     assert not _one(checks, "gcc").needed
 
