@@ -71,6 +71,7 @@ def _range(proof: KernelTextProof, start: int, stop: int) -> JsonValue:
 
 _KEPT = (
     "bytes",
+    "constant_bytes",
     "unexplained",
     "mismatches",
     "problems",
@@ -104,7 +105,7 @@ def totals(document: Manifest) -> Totals:
     text = document.get("text")
     rules = text.get("rules") if isinstance(text, dict) else None
     return Totals(
-        sum(_number(part.get("bytes")) for part in parts),
+        sum(_number(part.get(key)) for part in parts for key in ("bytes", "constant_bytes")),
         sum(_number(row.get("changed")) for row in _rows(rules)),
         sum(_number(part.get("unexplained")) for part in parts),
     )
