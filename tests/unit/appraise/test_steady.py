@@ -62,6 +62,18 @@ def test_the_first_is_the_whole_appraisal() -> None:
     assert first.verdict is Tier.AFFIRMING
 
 
+def test_without_a_record_what_is_demanded_of_it_is_missing_every_time() -> None:
+    guest = SimulatedGuest()
+    session, first = started(guest, record=None)
+    challenge = guest.challenge()
+    verified = verify_evidence(guest.evidence(challenge, record=None), guest.trust, challenge)
+    assert first == appraise(verified, RULES.references, DEFAULT, NOW)
+    again = session.next(later(session, guest, challenge, record=None), challenge, NOW)
+    assert again.verdict is first.verdict is Tier.NONE
+    demanded = set(DEFAULT.secure_kernel.facts)
+    assert demanded <= {judgement.finding.id for judgement in again.unmet()}
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.sampled_from(["/init", "/usr/bin/busybox", "/evil", "violation"]), max_size=4),

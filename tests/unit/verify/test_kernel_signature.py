@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 
@@ -176,6 +177,41 @@ def test_a_signer_whom_a_known_key_certified(signer: Signer) -> None:
     leaf = Signer(key, certificate("leaf", key, "kernel key", signer.key))
     message = sign(leaf, certificates=[leaf.der])
     assert verify_module("tiny", CONTENT, message, [signer.der]).anchor == "CN=kernel key"
+
+
+def test_a_path_of_certificates_that_is_too_long(signer: Signer) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = ["kernel key", *(f"between {number}" for number in range(8)), "leaf"]
+    made = [
+        certificate(name, key, issuer, signer.key if issuer == "kernel key" else key)
+        for issuer, name in itertools.pairwise(names)
+    ]
+    leaf = Signer(key, made[-1])
+    others = [each.public_bytes(serialization.Encoding.DER) for each in made]
+    refused("module.chain", sign(leaf, certificates=others), [signer.der])
+    near = Signer(key, made[-3])
+    message = sign(near, certificates=others)
+    assert verify_module("tiny", CONTENT, message, [signer.der]).anchor == "CN=kernel key"
+
+
+def test_a_key_of_another_kind(signer: Signer) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "edwards")])
+    edwards = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(9)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + dt.timedelta(days=1))
+        .sign(key, None)
+    )
+    refused(
+        "module.signature",
+        sign(Signer(signer.key, edwards)),
+        [edwards.public_bytes(serialization.Encoding.DER)],
+    )
 
 
 def test_a_weak_digest(signer: Signer) -> None:
