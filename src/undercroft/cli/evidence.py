@@ -20,6 +20,7 @@ from undercroft.cli import render
 from undercroft.cli.inspect import Kernel, Target
 from undercroft.cli.verify import NoState, appraisal_json
 from undercroft.policy import Policy
+from undercroft.reference.model import merge
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.securekernel.trapped import TrappedKernel
@@ -35,6 +36,7 @@ from undercroft.service.collect import collect
 from undercroft.service.hosttpm import accept_host, open_host_tpm, trust_host
 from undercroft.service.machine import machine_facts
 from undercroft.service.ownguest import connect_vtpm, enrol_guest, guest_references
+from undercroft.service.policies import PolicyFolder
 from undercroft.service.verifier import (
     ResultSigner,
     accept_case,
@@ -83,6 +85,14 @@ def collect_command(
             "that nothing changed in that time, or what did.",
         ),
     ] = 0,
+    references: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="SET",
+            help="More reference values, such as a set of packages that is kept up to date; may be "
+            "given again.",
+        ),
+    ] = None,
     no_state: NoState = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -93,10 +103,14 @@ def collect_command(
     Evidence that is older than what was accepted of the same key (a vTPM that was rolled back)
     is refused.
     """
-    rules = read_policy(policy) if policy else wiring.shipped_policy("direct-boot")
+    rules = wiring.shipped_policy("direct-boot")
+    if policy is not None:
+        rules = PolicyFolder(wiring.policy_home()).read(policy)
     host = _host_rules(host_references, host_policy, host_tpm=host_tpm)
     case = _collect(target, kernel, rules, host_tpm=host_tpm, traps=traps)
-    case = replace(case, host=host)
+    more = [read_references(path) for path in references or ()]
+    known = merge(case.references.name, (case.references, *more))
+    case = replace(case, host=host, references=known, tables=wiring.open_tables(known))
     if no_state:
         appraisal = appraise_case(case, int(time.time()))
     else:
