@@ -1,4 +1,4 @@
-"""What the kernel will call later: timers, work, tasklets, and interrupt handlers.
+"""What the kernel will call later, and what its threads run: timers, work, tasklets, interrupts.
 
 Walked as ``hooks`` are, from the side that calls: the timer wheel and the trees of
 high-resolution timers of every CPU, the worker pools with what waits for them, each interrupt's
@@ -18,12 +18,14 @@ from undercroft.securekernel.linux.containers import (
 )
 from undercroft.securekernel.linux.hooks import MAX_HOOKS, Hook, Kinds, hook_spec
 from undercroft.securekernel.linux.live import MASK64, LiveKernel, StructureError
+from undercroft.securekernel.linux.tasks import task_list
 from undercroft.securekernel.linux.vmas import maple_entries
 
 _WHEEL_SIZE = 9 * 64  # kernel/time/timer.c: LVL_DEPTH levels of LVL_SIZE buckets
 _CLOCK_BASES = 8  # HRTIMER_MAX_CLOCK_BASES
 _MAX_POOLS = 1 << 16
 _MAX_CHAIN = 4096
+_PF_KTHREAD = 0x00200000  # include/linux/sched.h
 
 
 def timers(kernel: LiveKernel) -> Iterator[Hook]:
@@ -142,6 +144,19 @@ def interrupts(kernel: LiveKernel) -> Iterator[Hook]:
             raise StructureError("an interrupt's actions do not end", descriptor)
 
 
+def threads(kernel: LiveKernel) -> Iterator[Hook]:
+    """Yield the function of every kernel thread; the first of them, kthreadd, has none."""
+    flags_at, pid_at = (kernel.offset("task_struct", name) for name in ("flags", "pid"))
+    for task in task_list(kernel):
+        if not kernel.u32(task + flags_at) & _PF_KTHREAD:
+            continue
+        thread = kernel.member_u64(task, "task_struct", "worker_private")
+        target = kernel.member_u64(thread, "kthread", "threadfn") if thread else 0
+        if target:
+            name = kernel.text(task + kernel.offset("task_struct", "comm"), 16)
+            yield Hook(f"kernel thread {name} ({kernel.u32(task + pid_at)})", target)
+
+
 def _descriptors(kernel: LiveKernel) -> Iterator[int]:
     """Yield every ``struct irq_desc``: in a radix tree, or since Linux 6.5 in a maple tree."""
     tree = kernel.find_symbol("sparse_irqs")
@@ -158,5 +173,6 @@ KINDS: Kinds = {
         (hook_spec("timers", "timer"), all_timers),
         (hook_spec("work", "deferred work"), work),
         (hook_spec("interrupts", "interrupt handler"), interrupts),
+        (hook_spec("threads", "kernel thread"), threads),
     )
 }

@@ -32,8 +32,16 @@ LAYOUTS: Layouts = {
     "xarray": (16, {"xa_head": 8}),
     "xa_node": (576, {"shift": 0, "parent": 8, "slots": 40}),
     "maple_tree": (24, {"ma_root": 8}),
+    "task_struct": (
+        128,
+        {"tasks": 0, "flags": 16, "pid": 24, "comm": 32, "worker_private": 64},
+    ),
+    "kthread": (64, {"threadfn": 16}),
 }
-TIMERS, WORK, INTERRUPTS = (f"kernel.hooks.{name}" for name in ("timers", "work", "interrupts"))
+TIMERS, WORK, INTERRUPTS, THREADS = (
+    f"kernel.hooks.{name}" for name in ("timers", "work", "interrupts", "threads")
+)
+KERNEL_THREAD = 0x00200000
 
 
 class Guest(FakeCode):
@@ -63,6 +71,21 @@ class Guest(FakeCode):
         self.tasklet = self.make("tasklet_struct", func=good)
         self.guest.put_u64(area + 0x7000, self.tasklet)
         self._interrupts(good, maple=maple)
+        self.thread = self.make("kthread", threadfn=good)
+        tasks = [
+            self._task(2, KERNEL_THREAD, self.make("kthread")),  # kthreadd
+            self._task(3, KERNEL_THREAD, self.thread),
+            self._task(4, KERNEL_THREAD, 0),  # not made yet
+            self._task(7, 0, BAD_MODULE),  # a process: this is something else there
+        ]
+        self.link_list(self.symbol("init_task", 128), tasks)
+
+    def _task(self, pid: int, flags: int, private: int) -> int:
+        task = self.make("task_struct", worker_private=private)
+        self.put(task, "task_struct", "flags", flags, size=4)
+        self.put(task, "task_struct", "pid", pid, size=4)
+        self.guest.write(task + 32, b"miner")
+        return task
 
     def _work(self, good: int) -> None:
         pool = self.make("worker_pool")
@@ -107,7 +130,7 @@ def test_everything_lawful_passes(maple: bool, bases: int) -> None:
     found = Guest(maple=maple, bases=bases).findings()
     assert {one.outcome for one in found.values()} == {Outcome.PASS}
     counts = {key: one.details["hooks"] for key, one in found.items()}
-    assert counts == {TIMERS: 4, WORK: 5, INTERRUPTS: 1}
+    assert counts == {TIMERS: 4, WORK: 5, INTERRUPTS: 1, THREADS: 1}
 
 
 @pytest.mark.parametrize(
@@ -121,6 +144,7 @@ def test_everything_lawful_passes(maple: bool, bases: int) -> None:
         ("scheduled", 24, WORK, "next work of pool 0"),
         ("inactive", 24, WORK, "work that waits in events"),
         ("tasklet", 24, WORK, "tasklet of CPU 0"),
+        ("thread", 16, THREADS, "kernel thread miner (3)"),
         ("action", 0, INTERRUPTS, "interrupt 9, handler"),
         ("action", 32, INTERRUPTS, "interrupt 9, thread_fn"),
     ],
