@@ -75,7 +75,7 @@ def build(
         ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Every package of the release. Takes days and 100 GB.")
+        bool, typer.Option("--all", help="Every package of the release: some 100 GB to fetch.")
     ] = False,
     dependencies: Annotated[
         bool, typer.Option("--dependencies", help="And what the packages depend on.")
@@ -102,8 +102,9 @@ def build(
         if not wanted:
             raise EnvironmentFault("no packages are named", remedy="name some, or --installed FILE")
         found = build_file_set(
-            name, archive, store, wanted, advisories=_advisories(advisories), say=show.say
-        )
+            name, archive, store, wanted, advisories=_advisories(advisories), say=show.say,
+            discard=everything,
+        )  # fmt: skip
     _finish(found, found.references, output, as_json=as_json)
 
 

@@ -67,12 +67,13 @@ def build_file_set(
     advisories: Sequence[Advisory] = (),
     workers: int | None = None,
     say: Callable[[str], None] = lambda _text: None,
+    discard: bool = False,
 ) -> FileSet:
-    """Return the set ``name`` of the files of ``wanted``.
+    """Return the set ``name`` of the files of ``wanted``; see :meth:`FileStore.collect`.
 
     Raises what :meth:`FileStore.collect` raises, and EnvironmentFault if nothing could be had.
     """
-    listed = store.collect(archive, wanted, workers=workers, say=say)
+    listed = store.collect(archive, wanted, workers=workers, say=say, discard=discard)
     if not any(package.files for package in listed.packages):
         raise EnvironmentFault(
             "none of these packages could be had",

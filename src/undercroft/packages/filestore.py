@@ -116,8 +116,11 @@ class FileStore:
         *,
         workers: int | None = None,
         say: Callable[[str], None] = lambda _text: None,
+        discard: bool = False,
     ) -> Listed:
         """Return the lists of ``wanted``: kept ones, and new ones of packages from ``archive``.
+
+        With ``discard``, package files that the archive keeps are removed when they are listed.
 
         Raises what :meth:`Archive.fetch` raises but for packages that nobody offers.
         """
@@ -142,7 +145,8 @@ class FileStore:
                 new.append(offer)
             else:
                 missing.append(one)
-        return Listed((*kept, *self._list_new(archive, new, workers, say)), tuple(missing))
+        listed = self._list_new(archive, new, workers, say, discard=discard)
+        return Listed((*kept, *listed), tuple(missing))
 
     def _list_new(
         self,
@@ -150,13 +154,21 @@ class FileStore:
         offers: Sequence[tuple[Stanza, PackagesIndex]],
         workers: int | None,
         say: Callable[[str], None],
+        *,
+        discard: bool,
     ) -> Iterator[PackageFiles]:
+        def listed(package: VerifiedPackage) -> PackageFiles:
+            files = self.list_package(package)
+            if discard and package.path.is_relative_to(archive.root):
+                package.path.unlink(missing_ok=True)
+            return files
+
         # Decompressing and hashing let other threads run.
         packages = (archive.fetch(stanza.name, stanza.version) for stanza, _ in offers)
         with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-            for done, listed in enumerate(pool.map(self.list_package, packages), 1):
+            for done, files in enumerate(pool.map(listed, packages), 1):
                 say(f"{done} of {len(offers)} packages listed")
-                yield listed
+                yield files
 
     # -- tables -----------------------------------------------------------------------------------
 

@@ -144,6 +144,18 @@ def test_a_list_is_made_once(tmp_path: Path, mirror: Mirror, store: FileStore) -
     assert again.references == first.references
 
 
+def test_package_files_are_discarded_only_in_the_archive_s_own_folder(
+    tmp_path: Path, mirror: Mirror, store: FileStore
+) -> None:
+    archive = OfferedArchive(tmp_path, mirror)
+    mine = tmp_path / "apt" / "packages"
+    mine.mkdir(parents=True)
+    (mirror.folder / "tool_1_amd64.deb").rename(mine / "tool_1_amd64.deb")
+    store.collect(archive, [Wanted("tool"), Wanted("lib")], discard=True)
+    assert not list(mine.iterdir())
+    assert (mirror.folder / "lib_1_amd64.deb").is_file()
+
+
 def test_a_damaged_list_is_made_again(tmp_path: Path, mirror: Mirror, store: FileStore) -> None:
     first = build_file_set("set", OfferedArchive(tmp_path, mirror), store, [Wanted("tool")])
     (path,) = (tmp_path / "references" / "lists" / "sha256").iterdir()
