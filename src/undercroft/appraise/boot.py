@@ -22,6 +22,7 @@ from undercroft.appraise.verified import VerifiedEvidence
 from undercroft.base import Digest, Finding, HashAlgorithm, JsonValue, Outcome, PcrBank
 from undercroft.formats.ear import TrustClaim
 from undercroft.formats.eventlog import Event
+from undercroft.formats.eventlog.words import describe
 from undercroft.policy import Action, Policy
 from undercroft.reference.match import (
     Difference,
@@ -45,6 +46,9 @@ CLAIM_OF_PCR = {
 }
 """What a PCR speaks for: firmware and option ROMs, boot code, kernel and initrd; every other
 boot PCR holds configuration (:data:`SOURCE`, table 1; UAPI Group "Linux TPM PCR Registry")."""
+
+SHOWN_TEXT = 300
+"""Characters of what an event says of itself that are shown."""
 
 SHOWN_EVENTS = 32
 """How many unexplained events a finding lists at most."""
@@ -194,7 +198,9 @@ def _difference_in_words(explanation: Explanation) -> str:
     words = []
     if explanation.unexplained:
         event, difference = explanation.unexplained[0]
-        words.append(f"event {event.index} ({event.type_name}) measured {difference.found}")
+        said = describe(event)[0][:SHOWN_TEXT]
+        what = f"event {event.index} ({event.type_name}: {said})"
+        words.append(f"{what} measured {difference.found}")
         if more := len(explanation.unexplained) - 1:
             words.append(f"{more} more events are unexplained")
     if explanation.missing:
@@ -210,6 +216,7 @@ def _events(explanation: Explanation) -> dict[str, JsonValue]:
         {
             "event": event.index,
             "type": event.type_name,
+            "says": describe(event)[0][:SHOWN_TEXT],
             "digest": difference.found,
             "why": difference.kind.value,
         }
