@@ -145,8 +145,8 @@ class FileStore:
                 new.append(offer)
             else:
                 missing.append(one)
-        listed = self._list_new(archive, new, workers, say, discard=discard)
-        return Listed((*kept, *listed), tuple(missing))
+        kept += self._list_new(archive, new, workers, say, discard=discard)
+        return Listed(tuple(kept), tuple(missing))
 
     def _list_new(
         self,
