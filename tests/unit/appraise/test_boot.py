@@ -69,6 +69,7 @@ def test_an_unknown_event_is_named_with_index_type_and_digest() -> None:
         {
             "event": KERNEL + 2,  # event 0 is the log's header
             "type": "EV_EFI_BOOT_SERVICES_APPLICATION",
+            "says": "EFI application loaded, claimed from an unnamed place",
             "digest": f"sha256:{SHA256.hash(b'evil').hex()}",
             "why": "other-value",
         }
