@@ -26,6 +26,7 @@ from undercroft.guests.manifest import GuestBuild
 from undercroft.guests.run import Guest, RunOptions, guests, start
 from undercroft.packages import Archive, Refresh
 from undercroft.packages.apt import PrivateApt
+from undercroft.reference.boot import UNMEASURED
 
 app = typer.Typer(
     help="Build, run, list and stop guests.", no_args_is_help=True, rich_markup_mode=None
@@ -201,6 +202,8 @@ def build_command(
     console.print(f"initrd  sha256:{built.initrd.sha256}", highlight=False)
     if built.disk:
         console.print(f"disk    sha256:{built.disk.sha256}", highlight=False)
+    if built.chain is Chain.LEGACY:
+        console.print("This boot chain leaves unmeasured:", *UNMEASURED, sep="\n  ")
     console.print(f"in {built.kernel.path.parent}", highlight=False, soft_wrap=True)
 
 

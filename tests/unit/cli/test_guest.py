@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from undercroft.base import EnvironmentFault
 from undercroft.cli import guest as cli
 from undercroft.cli.main import app
+from undercroft.guests.chain import Chain
 from undercroft.guests.info import GuestInfo, save_info
 from undercroft.guests.manifest import BuiltFile, GuestBuild
 from undercroft.guests.processes import ProcessId
@@ -171,3 +173,29 @@ def test_the_adversaries_of_this_checkout_are_found() -> None:
     named = {word.removesuffix(".o") for word in (folder / "Kbuild").read_text().split()}
     sources = {path.stem for path in folder.glob("*.c")}
     assert {"inline_patch", "hide_task"} <= sources <= named
+
+
+def test_a_debian_guest_is_built_by_its_chain_and_says_what_that_leaves_out(
+    invoke: Invoke, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def build_kind(kind: cli.Kind, chain: cli.ChainOption, **_: Any) -> GuestBuild:
+        asked.extend((kind, chain))
+        return replace(_build(home), chain=Chain(chain.value), disk=_build(home).kernel)
+
+    monkeypatch.setattr(cli, "build_kind", build_kind)
+    result = invoke("build", "debian", "--chain", "legacy")
+    assert result.exit_code == 0
+    assert asked == [cli.Kind.DEBIAN, cli.ChainOption.LEGACY]
+    assert "leaves unmeasured" in result.stdout
+    assert "disk    sha256:abab" in result.stdout
+    told = json.loads(invoke("build", "debian", "--json").stdout)
+    assert (told["chain"], told["disk_sha256"]) == ("grub", "ab" * 32)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run", "debian", "--append", "x"), ("run", "--memory", "100"), ("run", "mars")]
+)
+def test_what_cannot_be_run(invoke: Invoke, arguments: tuple[str, ...]) -> None:
+    assert invoke(*arguments).exit_code == 2
