@@ -42,8 +42,8 @@ class HostRules(NamedTuple):
 
 def appraise_host(verified: VerifiedEvidence, rules: HostRules | None) -> Iterator[Judgement]:
     """Judge the host layer, and what is known of the host itself."""
-    host, trust = verified.host, verified.trust
-    if host is None:
+    host, logs, trust = verified.host, verified.host_evidence, verified.trust
+    if host is None or logs is None:
         known = bool(trust.host_ak_public)
         what = "no host layer: nothing is known of the machine that carries this guest"
         finding = Finding("host.layer", Outcome.UNKNOWN, what, {"host-known": known}, SOURCE)
@@ -57,8 +57,7 @@ def appraise_host(verified: VerifiedEvidence, rules: HostRules | None) -> Iterat
     what = f"the host's TPM vouches for this quote, log and machine, as number {host.counter}"
     yield passed(Finding("host.layer", Outcome.PASS, what, details, SOURCE), CLAIM)
     yield _tpm(host, trust)
-    if verified.host_evidence is not None:
-        yield from _boot(verified.host_evidence, rules)
+    yield from _boot(logs, rules)
 
 
 def _tpm(host: VerifiedHost, trust: Trust) -> Judgement:

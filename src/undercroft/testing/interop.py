@@ -110,7 +110,10 @@ def _tools(results: ToolResults) -> list[str]:
         f"{results.quotes:,} quotes and as many records meanwhile. {same} of "
         f"{len(results.plain)} end the same with and without it, {passed} of them by passing. "
         "What fails without the multiplexer, too, needs something else than a TPM: the tools' "
-        "own source, the headers of tpm2-tss, another version.",
+        "own source, the headers of tpm2-tss, another version. Scripts that change the platform's "
+        "seed or close its hierarchy (changepps, hierarchycontrol, sessionaudit) take the launch's "
+        "key away: quotes from outside are refused then, until the machine starts again. A guest "
+        "cannot do that once its firmware has closed the platform hierarchy.",
         "",
         "| script | without | through the multiplexer |",
         "|---|---|---|",
