@@ -6,7 +6,7 @@ and made in an eighth of the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -84,11 +84,10 @@ _CLAIM_SEVERITY: Final = (Tier.AFFIRMING, Tier.NONE, Tier.WARNING, Tier.CONTRAIN
 """The same for one claim: a warning that applies must be given (AR4SI section 2.3.3)."""
 
 
-def worst_of(tiers: Iterable[Tier | None]) -> Tier | None:
+def worst_of(tiers: Collection[Tier | None]) -> Tier | None:
     """Return the worst of ``tiers``, None if none of them counts."""
-    present = tuple(tiers)  # compared by identity, where a set would hash each
     for tier in _WORST_FIRST:
-        if tier in present:
+        if tier in tiers:
             return tier
     return None
 

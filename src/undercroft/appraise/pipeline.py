@@ -52,7 +52,7 @@ class Rulebook:
     @property
     def rules(self) -> Rules:
         """What :func:`assemble` takes."""
-        return Rules(self.references, self.policy, self.policy_id)
+        return Rules.of(self.references, self.policy, self.policy_id)
 
     @classmethod
     def of(
@@ -86,7 +86,7 @@ def appraise(
     """
     judge = judge or judge_of(references, policy)
     return assemble(
-        Rules(references, policy, policy.identifier),
+        Rules.of(references, policy, policy.identifier),
         Said(verified.trust.guest, verified.challenge, verified.quote.accepted_state),
         verified.record,
         now,
@@ -119,11 +119,17 @@ def boot_judgements(
 
 
 class Rules(NamedTuple):
-    """What a verdict is made by."""
+    """What a verdict is made by; ``beyond`` says whether something is judged beyond the layers."""
 
     references: ReferenceSet
     policy: Policy
     policy_id: str
+    beyond: bool
+
+    @classmethod
+    def of(cls, references: ReferenceSet, policy: Policy, policy_id: str) -> Rules:
+        """Put them together, once for many verdicts."""
+        return cls(references, policy, policy_id, bool(references.states) or has_rules(policy))
 
 
 class Said(NamedTuple):
@@ -146,7 +152,7 @@ def assemble(
     kernel: Layer,
 ) -> Appraisal:
     """Judge what changes with every quote, and put all judgements together."""
-    references, policy, policy_id = rules
+    references, policy, policy_id, beyond = rules
     guest, challenge, counters = said
     seen = time_of(record, challenge)
     fresh = Layer.of(
@@ -156,7 +162,7 @@ def assemble(
         )
     )
     layers: tuple[Layer, ...] = (key, fresh, boot, files, kernel)
-    if references.states or has_rules(policy):
+    if beyond:
         layers = (*layers, _beyond(layers, references, policy, guest, now))
     return Appraisal(
         guest=guest,
