@@ -355,7 +355,7 @@ def write_page(folder: Path) -> None:
         "the four was found at its exact address.  The processor features that the code shows",
         "were those of the CPUID that QEMU shows the guest.  The signatures of the kernels lead to",
         "the distribution's Secure Boot CA (from its package of shim), those of the modules to",
-        "keys inside the kernel.  Guests run under QEMU's TCG.  An empty cell has not been run.",
+        "keys inside the kernel.  Guests run under QEMU's TCG.  An empty cell has no result.",
         "",
         "| setting | " + " | ".join(flavour.name for flavour in FLAVOURS) + " |",
         "|---|" + "---|" * len(FLAVOURS),
