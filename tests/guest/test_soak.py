@@ -19,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO
 
@@ -175,32 +176,35 @@ def soak(guest: Guest, attach: Callable[[], SecureKernel], log: Log) -> Counter[
     looks = swept = settled = 0
     reported = 0.0
     kernel = attach()
-    while log.passed < 60 * MINUTES:
-        sweeps, slowest, until = 0, 0.0, time.monotonic() + SWEEPING_S
-        found: list[Finding] = []
-        while time.monotonic() < until:
+    with ThreadPoolExecutor(1) as console:
+        asked = console.submit(rounds, guest)
+        while log.passed < 60 * MINUTES:
+            sweeps, slowest, until = 0, 0.0, time.monotonic() + SWEEPING_S
+            found: list[Finding] = []
+            while time.monotonic() < until:
+                begun = time.monotonic()
+                found += bad(kernel.sweep())
+                slowest = max(slowest, time.monotonic() - begun)
+                sweeps += 1
             begun = time.monotonic()
-            found += bad(kernel.sweep())
-            slowest = max(slowest, time.monotonic() - begun)
-            sweeps += 1
-        begun = time.monotonic()
-        facts = kernel.facts()
-        took = time.monotonic() - begun
-        looks, swept = looks + 1, swept + sweeps
-        found += bad(facts)
-        wrong += Counter(one.id for one in found)
-        for one in found:
-            log.say(told(one))
-        log.say(
-            f"look {looks}: {len(facts)} facts in {took:.2f} s; {sweeps} sweeps, the slowest "
-            f"{slowest:.2f} s; settled {kernel.proof.settled}; wrong {len(found)}"
-        )
-        if log.passed - reported >= 60:
-            reported = log.passed
-            log.say(f"rounds: {rounds(guest)}; attaching anew")
-            settled += kernel.proof.settled
-            kernel = attach()
-    settled += kernel.proof.settled
+            facts = kernel.facts()
+            took = time.monotonic() - begun
+            looks, swept = looks + 1, swept + sweeps
+            found += bad(facts)
+            wrong += Counter(one.id for one in found)
+            for one in found:
+                log.say(told(one))
+            log.say(
+                f"look {looks}: {len(facts)} facts in {took:.2f} s; {sweeps} sweeps, the slowest "
+                f"{slowest:.2f} s; settled {kernel.proof.settled}; wrong {len(found)}"
+            )
+            if asked.done() and log.passed - reported >= 60:
+                reported = log.passed
+                log.say(f"rounds: {asked.result()}; attaching anew")
+                asked = console.submit(rounds, guest)
+                settled += kernel.proof.settled
+                kernel = attach()
+        settled += kernel.proof.settled
     log.say(f"rounds: {rounds(guest)}")
     log.say(
         f"{MINUTES:g} minutes: {looks} looks at every fact, {swept} sweeps of the kernel's code, "
