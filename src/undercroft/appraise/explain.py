@@ -37,6 +37,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
         "add its package to the set (undercroft reference packages build), name the path in "
         "files.unknown-at, " + _LEARN,
     ),
+    ("ima.files", "files", "see the single files"),
     ("ima", "files", _OBSERVE),
     ("updates", "updates", "upgrade the guest, reboot it, and update the references"),
     ("kernel.reference", "secure-kernel.facts", f"is this kernel meant to run? {_OBSERVE}"),
@@ -44,6 +45,11 @@ RULES: tuple[tuple[str, str, str], ...] = (
         "kernel.bpf.watchers",
         "running.bpf",
         "name the program's tag in running.bpf if you know whose it is",
+    ),
+    (
+        "launch.records",
+        "(always)",
+        "find out what happened; it stays in PCR 19 until the machine starts again",
     ),
     ("launch", "reference", "start the guest with undercroft guest run, of today's version"),
     ("descriptor", "reference", "start the guest again with the devices that it is meant to have"),
@@ -54,8 +60,8 @@ RULES: tuple[tuple[str, str, str], ...] = (
     ("cpu", "secure-kernel.facts", "treat the guest as compromised until it is understood"),
     ("user", "secure-kernel.facts", "see which process it is"),
 )
-CONTRADICTING = ("boot.pcr.", "ima.file", "ima.signature", "kernel.reference")
-"""Findings that FAIL only where something else is known to be right, whatever the policy."""
+CONTRADICTING = frozenset({"ima.file", "ima.signature", "kernel.reference"})
+"""Findings (and those on PCRs) that FAIL only where something else is known to be right, whatever the policy."""
 
 ALWAYS = "(always)"
 """The rule of what no policy makes milder: another value than the known one, a false signature."""
@@ -101,7 +107,9 @@ def explain(judgement: Judgement) -> Explanation:
     graded = "grades" in details and finding.outcome is Outcome.PASS
     if graded:
         rule, suggestion = "reference.affirm", f"allow the grade in reference.affirm, or {_DERIVE}"
-    elif finding.outcome is Outcome.FAIL and finding.id.startswith(CONTRADICTING):
+    elif finding.outcome is Outcome.FAIL and (
+        finding.id in CONTRADICTING or finding.id.startswith("boot.pcr.")
+    ):
         rule = f"{ALWAYS}: it contradicts what is known"
     found = next((details[key] for key in ("found", "digest", "path") if key in details), None)
     expected = details.get("expected", _expected(finding.outcome))

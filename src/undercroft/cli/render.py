@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from undercroft.appraise.explain import explain
 from undercroft.appraise.model import Appraisal, Judgement
 from undercroft.base import Finding, JsonValue, Outcome
 from undercroft.formats.ear import Tier
@@ -116,7 +117,7 @@ def appraisal_view(appraisal: Appraisal, *, title: str = "", every: bool = False
     parts.append(Text())
     unmet = appraisal.unmet()
     if unmet:
-        parts += [_reasons(unmet), Text()]
+        parts += [_reasons(unmet), Text(), _advice(unmet), Text()]
     parts.append(verdict_line(appraisal))
     return Group(*parts)
 
@@ -128,6 +129,16 @@ def _reasons(unmet: Sequence[Judgement]) -> Table:
     for judgement in unmet:
         label = judgement.tier.label if judgement.tier else ""
         table.add_row(label, f"{judgement.finding.id}: {judgement.finding.summary}")
+    return table
+
+
+def _advice(unmet: Sequence[Judgement]) -> Table:
+    """Return which rules decided, each once, with what a person might do about it."""
+    table = Table(box=None, pad_edge=False, title="by the rule", title_justify="left")
+    table.add_column("", style="bold")
+    table.add_column("")
+    for rule, suggestion in dict.fromkeys((w.rule, w.suggestion) for w in map(explain, unmet)):
+        table.add_row(rule, suggestion)
     return table
 
 

@@ -115,9 +115,10 @@ def load_case(
     Raises FormatError for a part that is not well formed, EnvironmentFault for one that is not
     there.
     """
+    evidence = parse_evidence(read_part(folder / EVIDENCE))
     known = read_references(references or folder / REFERENCES)
     return Case(
-        evidence=parse_evidence(read_part(folder / EVIDENCE)),
+        evidence=evidence,
         challenge=parse_challenge(read_part(folder / CHALLENGE)),
         trust=parse_trust(read_part(trust or folder / TRUST)),
         references=known,
