@@ -61,7 +61,8 @@ RULES: tuple[tuple[str, str, str], ...] = (
     ("user", "secure-kernel.facts", "see which process it is"),
 )
 CONTRADICTING = frozenset({"ima.file", "ima.signature", "kernel.reference"})
-"""Findings (and those on PCRs) that FAIL only where something else is known to be right, whatever the policy."""
+"""Findings (and those on PCRs) that FAIL only where something else is known to be right: no policy
+makes that milder."""
 
 ALWAYS = "(always)"
 """The rule of what no policy makes milder: another value than the known one, a false signature."""
