@@ -314,7 +314,8 @@ class GracePeriods:
 
     A module, a kprobe slot and the like leave their lists first and stay executable until an RCU
     grace period has passed (free_module, collect_one_slot): one that was running then, and a
-    whole one after it.  While none is running, nobody waits for one.
+    whole one after it.  While none is running, nobody waits for one, unless somebody holds a lock
+    under which that is done: then it has still to be asked for.
     """
 
     def __init__(self, kernel: LiveKernel) -> None:
@@ -329,9 +330,36 @@ class GracePeriods:
         sequence = _grace_period(kernel)
         if self._first is None or sequence is None:
             return False
+        if _frees(kernel):
+            self._idle = 0
+            return True
         completed = (sequence >> _GP_SHIFT) - (self._first >> _GP_SHIFT)
         self._idle = self._idle + 1 if not sequence & _GP_RUNNING else 0
         return completed < 3 and self._idle < 2
+
+
+_FREEING_LOCKS = (
+    ("module_mutex", ""),
+    ("kprobe_insn_slots", "kprobe_insn_cache"),
+    ("kprobe_optinsn_slots", "kprobe_insn_cache"),
+    ("ftrace_lock", ""),
+)
+"""Locks held from when code leaves its list until its grace period is over: free_module() in
+kernel/module/main.c, collect_one_slot() in kernel/kprobes.c, ftrace_trampoline_free() in
+kernel/trace/ftrace.c.  With the struct that a mutex is a member of."""
+_MUTEX_FLAGS = 7
+
+
+def _frees(kernel: LiveKernel) -> bool:
+    """Tell whether somebody may be in the middle of giving code up."""
+    for name, struct in _FREEING_LOCKS:
+        try:
+            at = kernel.symbol(name) + (kernel.offset(struct, "mutex") if struct else 0)
+            if kernel.member_u64(at, "mutex", "owner") & ~_MUTEX_FLAGS:
+                return True
+        except (MemoryFault, FormatError):
+            continue
+    return False
 
 
 def _grace_period(kernel: LiveKernel) -> int | None:

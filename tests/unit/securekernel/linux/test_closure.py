@@ -22,12 +22,13 @@ LAYOUTS: Layouts = {
     "task_struct": (256, {"tasks": 0, "mm": 16, "active_mm": 24, "pid": 32, "comm": 40}),
     "cpuinfo_x86": (128, {"x86_capability": 0}),
     "rcu_state": (64, {"gp_seq": 0}),
+    "mutex": (32, {"owner": 0}),
     "module": (
         MODULE_LAYOUTS["module"][0],
         {**MODULE_LAYOUTS["module"][1], "its_num_pages": 320, "its_page_array": 328},
     ),
     "bpf_prog_pack": (32, {"list": 0, "ptr": 16}),
-    "kprobe_insn_cache": (88, {"pages": 56}),
+    "kprobe_insn_cache": (88, {"mutex": 0, "pages": 56}),
     "kprobe_insn_page": (40, {"list": 0, "insns": 16}),
     "efi": (264, {"memmap.map": 8, "memmap.nr_map": 24, "memmap.desc_size": 32}),
     "kimage": (64, {"control_code_page": 8}),
@@ -328,6 +329,27 @@ def test_grace_periods_that_pass_end_the_wait(fake: Guest) -> None:
     fake.guest.put_u64(at, 4 * 102 + 1)
     assert grace.pending(fake.kernel())
     fake.guest.put_u64(at, 4 * 103 + 1)
+    assert not grace.pending(fake.kernel())
+
+
+@pytest.mark.parametrize(
+    ("lock", "offset"),
+    [
+        ("module_mutex", 0),
+        ("ftrace_lock", 0),
+        ("kprobe_insn_slots", 8),
+        ("kprobe_optinsn_slots", 8),
+    ],
+)
+def test_code_that_is_being_given_up_is_waited_for(fake: Guest, lock: str, offset: int) -> None:
+    """free_module() has taken it from the list, and its grace period has yet to begin."""
+    fake.guest.put_u64(fake.symbol("rcu_state"), 4 * 100)
+    at = fake.symbol(lock, 96)
+    fake.guest.put_u64(at, 0xFFFF888000001001)
+    grace = closure.GracePeriods(fake.kernel())
+    assert all(grace.pending(fake.kernel()) for _ in range(5))
+    fake.guest.put_u64(at, 1)  # given back; somebody else waits for it
+    assert grace.pending(fake.kernel())
     assert not grace.pending(fake.kernel())
 
 
