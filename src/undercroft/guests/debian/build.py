@@ -23,6 +23,9 @@ from undercroft.packages.deb import EntryKind
 from undercroft.packages.filestore import FileStore
 from undercroft.reference.model import Grade, Provenance
 
+_VERSION = "2"
+"""Raise when this module makes something else of the same tree."""
+
 _IMAGE = re.compile(r"linux-image-([a-z0-9.+-]+-cloud-amd64)")
 _OVMF = {
     Chain.GRUB: ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.ms.fd"),
@@ -72,7 +75,7 @@ class _Inputs:
     def digest(self) -> str:
         """A digest of everything that decides the disk and its firmware."""
         parts = (
-            self.tree_digest, self.chain, self.firmware.sha256,
+            _VERSION, self.tree_digest, self.chain, self.firmware.sha256,
             self.emulator.sha256 if self.emulator else "", recipe.COMMAND_LINE,
             recipe.grub_redirect(), recipe.grub_config(self.release),
         )  # fmt: skip

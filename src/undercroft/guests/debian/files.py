@@ -18,6 +18,9 @@ from undercroft.reference.model import Grade, Provenance, ReferenceSet, Referenc
 
 MAX_INITRD = 512 << 20
 
+DRAWN = frozenset({"/etc/machine-id"})
+"""What is empty on the disk and drawn by the guest at its first boot: no content is the right one."""
+
 _MADE = Provenance(
     Grade.BUILT, origin="Debian guest", note="made by packages' scripts when the guest was built"
 )
@@ -35,13 +38,16 @@ def package_files(packages: Iterable[VerifiedPackage], store: FileStore) -> list
 
 
 def made_files(tree: Path, packaged: Iterable[PackageFiles]) -> dict[str, GuestFile]:
-    """Return the regular files of the tar ``tree`` that no package has with these bytes."""
+    """Return the regular files of the tar ``tree`` that no package has with these bytes.
+
+    What the guest draws itself (``DRAWN``) is left out.
+    """
     known = {(path, digest) for one in packaged for path, digest, _ in one.files}
     found = {}
     with tarfile.open(tree) as tar:
         for entry in tar:
             path = "/" + entry.name.removeprefix("./")
-            if not entry.isreg() or not (stream := tar.extractfile(entry)):
+            if not entry.isreg() or path in DRAWN or not (stream := tar.extractfile(entry)):
                 continue
             digest = hashlib.sha256(stream.read()).digest()
             if (ima_path(path), digest) not in known:

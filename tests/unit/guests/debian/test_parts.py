@@ -87,7 +87,9 @@ def test_nothing_is_dated_after_the_newest_package(tmp_path: Path) -> None:
 
 def test_made_files_are_those_that_no_package_has(tmp_path: Path) -> None:
     tree = tmp_path / "tree.tar"
-    tree.write_bytes(own_files({f"/etc/{n}": recipe.OwnFile(n) for n in ("a b", "c")}, 0))
+    tree.write_bytes(
+        own_files({f"/etc/{n}": recipe.OwnFile(n) for n in ("a b", "c", "machine-id")}, 0)
+    )
     digest = hashlib.sha256(b"a b").digest()
     record = PackageRecord("p", "1", "all")
     known = PackageFiles(record, ((b"/etc/a_b", digest, FileFlag.NONE),))
