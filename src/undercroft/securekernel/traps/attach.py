@@ -146,7 +146,6 @@ def find_uncovered(pid: int, ranges: Sequence[HostRange]) -> list[Uncovered]:
         (channel.kind, channel.pid, channel.detail): Uncovered(
             channel.kind, channel.pid, channel.detail
         )
-        for entry in ranges
-        for channel in uncovered_channels(pid, entry.host)
+        for channel in uncovered_channels(pid, *(entry.host for entry in ranges))
     }
     return list(found.values())

@@ -49,9 +49,11 @@ class _Mapping:
 
 
 def uncovered_channels(
-    pid: int, host: int, *, proc: Path = Path("/proc")
+    pid: int, *hosts: int, proc: Path = Path("/proc")
 ) -> tuple[UncoveredChannel, ...]:
-    """Return every channel found for the RAM mapped at address ``host`` in process ``pid``.
+    """Return every channel found for the RAM mapped at addresses ``hosts`` in process ``pid``.
+
+    Each mapping is looked for once, however many of the addresses it holds.
 
     Raises GuestGone if the process ended, EnvironmentFault if /proc does not show it to us. What
     other processes hide from us (another user's, without CAP_SYS_PTRACE) is itself reported.
@@ -63,19 +65,23 @@ def uncovered_channels(
             where=f"process {pid}",
             remedy="run as root or with CAP_SYS_PTRACE",
         )
-    ram = next((m for m in own if m.start <= host < m.end), None)
-    if ram is None:
-        raise GuestGone("the hypervisor no longer maps the guest's RAM", where=f"process {pid}")
+    blocks: dict[tuple[tuple[str, int], int], _Mapping] = {}
+    for host in hosts:
+        ram = next((m for m in own if m.start <= host < m.end), None)
+        if ram is None:
+            raise GuestGone("the hypervisor no longer maps the guest's RAM", where=f"process {pid}")
+        blocks[ram.file, ram.base] = ram
     found = list(_vfio(proc, pid))
-    if ram.shared:
-        found += [
-            UncoveredChannel("second-mapping", pid, f"mapped again at {m.start:#x}")
-            for m in own
-            if m.file == ram.file and m.writable and m.base != ram.base
-        ]
-        for other in _pids(proc):
-            if other not in (pid, os.getpid()):
-                found += _foreign(proc, other, ram.file)
+    for ram in blocks.values():
+        if ram.shared:
+            found += [
+                UncoveredChannel("second-mapping", pid, f"mapped again at {m.start:#x}")
+                for m in own
+                if m.file == ram.file and m.writable and m.base != ram.base
+            ]
+            for other in _pids(proc):
+                if other not in (pid, os.getpid()):
+                    found += _foreign(proc, other, ram.file)
     return tuple(found)
 
 
