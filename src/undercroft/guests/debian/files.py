@@ -19,7 +19,7 @@ from undercroft.reference.model import Grade, Provenance, ReferenceSet, Referenc
 MAX_INITRD = 512 << 20
 
 DRAWN = frozenset({"/etc/machine-id"})
-"""What is empty on the disk and drawn by the guest at its first boot: no content is the right one."""
+"""What the guest draws by chance at its first boot: no content is the right one."""
 
 _MADE = Provenance(
     Grade.BUILT, origin="Debian guest", note="made by packages' scripts when the guest was built"
