@@ -31,6 +31,8 @@ _FAMILIES = (
     ("kernel.rodata", "code of the kernel"),
     ("kernel.located", "code of the kernel"),
     ("kernel.generated", "code of the kernel"),
+    ("kernel.notable", "code of the kernel"),
+    ("kernel.realmode", "code of the kernel"),
     ("kernel.modules", "modules"),
     ("kernel.closure", "what could be executed"),
     ("kernel.hooks", "hooks and calls to come"),
@@ -45,6 +47,8 @@ _FAMILIES = (
     ("user", "programs"),
     ("kernel.vdso", "programs"),
     ("cpu", "processors"),
+    ("kernel.features", "processors"),
+    ("kernel.cpu", "processors"),
 )
 """Which family a fact belongs to, by the longest start of its id."""
 _OTHER = "the rest"

@@ -89,7 +89,7 @@ class FakeCode(CodeOwners):
         names |= dict.fromkeys(("_text", "_stext"), TEXT)
         names |= {f"f{number}": TEXT + FUNCTION_STEP * number for number in range(64)}
         names |= {"_etext": TEXT + 0x2100, "_end": LINK_BASE + 0x1000000}
-        names |= {"__start_rodata": TEXT + 0x400000, "__end_rodata": TEXT + 0x401000}
+        names["__end_rodata"] = self.symbol("__start_rodata", 256) - self.slide + 256
         self.guest.put_u64(self.symbol("page_offset_base"), DIRECT_MAP)
         header = self.make("real_mode_header")
         self.put(header, "real_mode_header", "text_start", 0x9A000, size=4)

@@ -77,6 +77,7 @@ class OpsCheck:
         self._judged: dict[tuple[int, str], tuple[str, bool]] = {}
         self._socket_ops = kernel.find_symbol("socket_file_ops")
         self._packets: dict[Hashable, Anomaly] = {}
+        self._line_by_line: dict[int, bool] = {}
 
     def look(self) -> Mapping[str, Look]:
         """Look once."""
@@ -87,7 +88,7 @@ class OpsCheck:
         opened = 0
         for where, file in open_files(self._kernel):
             opened += 1
-            for table in _file_tables(self._kernel, where, file):
+            for table in (*_file_tables(self._kernel, where, file), *self._sequences(where, file)):
                 self._judge(table, files)
             if self._kernel.member_u64(file, "file", "f_op") == self._socket_ops:
                 for table in self._socket_tables(where, file):
@@ -98,6 +99,21 @@ class OpsCheck:
             SOCKETS.id: Look(sockets, details),
             PACKETS.id: Look(self._packets),
         }
+
+    def _sequences(self, where: str, file: int) -> Iterator[Table]:
+        """Yield what makes the lines of a file that the kernel writes line by line (seq_file)."""
+        kernel = self._kernel
+        operations = kernel.member_u64(file, "file", "f_op")
+        if operations not in self._line_by_line:
+            readers = ("read", "seq_read"), ("read_iter", "seq_read_iter")
+            self._line_by_line[operations] = bool(operations) and any(
+                kernel.member_u64(operations, "file_operations", member) == kernel.find_symbol(name)
+                for member, name in readers
+            )
+        sequence = kernel.member_u64(file, "file", "private_data")
+        if self._line_by_line[operations] and sequence:
+            table = kernel.member_u64(sequence, "seq_file", "op")
+            yield Table(f"{where}, seq_ops", table, "seq_operations")
 
     def _judge(self, table: Table, anomalies: dict[Hashable, Anomaly]) -> None:
         if not table.address:

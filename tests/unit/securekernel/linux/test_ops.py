@@ -38,6 +38,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
             "mode": 112,
         },
     ),
+    "file_operations": (64, {"read": 0, "read_iter": 8}),
+    "seq_file": (120, {"op": 88}),
     "socket": (64, {"ops": 0, "sk": 8}),
     "sock": (
         256,
@@ -50,7 +52,6 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     ),
     **dict.fromkeys(
         (
-            "file_operations",
             "inode_operations",
             "address_space_operations",
             "dentry_operations",
@@ -230,3 +231,20 @@ def test_a_proc_tree_that_holds_itself_ends(fake: Guest) -> None:
     fake.put(fake.entry, "proc_dir_entry", "subdir", node)
     found = fake.findings()[FILES]
     assert found.outcome is Outcome.UNKNOWN
+
+
+@pytest.mark.parametrize("reader", ["read", "read_iter"])
+def test_what_makes_the_lines_of_a_file_is_looked_at(fake: Guest, reader: str) -> None:
+    names = fake.image.symbols.names
+    names |= {
+        "seq_read": fake.function(5) - fake.slide,
+        "seq_read_iter": fake.function(6) - fake.slide,
+    }
+    words = (fake.function(5), 0) if reader == "read" else (0, fake.function(6))
+    fake.put(fake.file, "file", "f_op", fake.ops(*words))
+    lines = fake.ops(fake.function(1), BAD_MODULE)
+    sequence = fake.make("seq_file", op=lines)
+    assert fake.findings()["kernel.ops.files"].outcome is Outcome.PASS  # it has no seq_file yet
+    fake.put(fake.file, "file", "private_data", sequence)
+    (found,) = fake.anomalies("kernel.ops.files")
+    assert found["object"] == "sh (7) fd 1, seq_ops"
