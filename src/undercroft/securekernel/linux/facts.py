@@ -167,9 +167,21 @@ def _finding(
     if certain:
         return Finding(spec.id, Outcome.FAIL, spec.failed, everything, spec.source)
     return Finding(
-        spec.id, Outcome.UNKNOWN, f"could not tell: {_why(listed[0])}", everything, spec.source
+        spec.id, Outcome.UNKNOWN, f"could not tell: {_why(listed)}", everything, spec.source
     )
 
 
-def _why(anomaly: Anomaly) -> str:
-    return next((str(value) for value in anomaly.details.values()), "no reason known")
+_ALONE = ("walk", "unsettled")
+"""Details that are a reason by themselves."""
+
+
+def _why(listed: Sequence[Anomaly]) -> str:
+    """Return what could not be told, in words: the first of ``listed``, and how many there are."""
+    details = listed[0].details
+    text = next((str(details[name]) for name in _ALONE if name in details), "")
+    if not text:
+        words = [f"{name.replace('_', ' ')} {value}" for name, value in details.items() if value]
+        rule = details.get("rule")
+        text = f"{words[0]}: {rule}" if rule and words else ", ".join(words[:3])
+    text = text or "no reason known"
+    return text + (f", and {len(listed) - 1} more" if len(listed) > 1 else "")

@@ -25,6 +25,8 @@ from undercroft.securekernel.linux.live import LiveKernel
 _COMPOUND_TAIL = 1
 _MAX_FOLIO = 1 << 18  # pages: 1 GiB
 _MAX_CACHED = 1 << 20
+_UNKNOWN = "no package is known to have it"
+_ELSEWHERE = "it is on another file system than the root's, where packages do not put files"
 
 SPEC = FactSpec(
     "user.code",
@@ -56,6 +58,8 @@ class _File:
     frames: dict[int, int] = field(default_factory=dict)
     """Page of the file: its frame's physical address."""
     user: str = ""
+    elsewhere: bool = False
+    """Whether it is on another file system than the root's."""
 
 
 class FrameMap:
@@ -127,7 +131,9 @@ class CodeCheck:
         known = self._files.get(mapping)
         if known is None:
             found = list(self._library.contents(packaged)) if packaged is not None else []
-            known = self._files[mapping] = _File(path, inode, found, user=user)
+            known = self._files[mapping] = _File(
+                path, inode, found, user=user, elsewhere=packaged is None
+            )
         for frame in range(paddr, paddr + size, PAGE_SIZE):
             known.frames[self._pages.index(frame)] = frame
 
@@ -149,7 +155,7 @@ class CodeCheck:
                 anomalies[file.inode, "unknown"] = Anomaly(
                     {
                         "file": file.path,
-                        "rule": "no package is known to have it",
+                        "rule": _ELSEWHERE if file.elsewhere else _UNKNOWN,
                         "process": file.user,
                         "pages": executed,
                     },

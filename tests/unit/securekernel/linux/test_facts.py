@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from undercroft.base import Finding, FormatError, MemoryFault, Outcome
+from undercroft.base import Finding, FormatError, JsonValue, MemoryFault, Outcome
 from undercroft.securekernel.linux.facts import (
     MAX_MORE,
     MAX_REPORTED,
@@ -163,3 +163,21 @@ def test_what_may_yet_be_lawful_is_unknown() -> None:
     assert finding.details["count"] == 1
     scene = Scene(*[wrong("a")] * (3 + MAX_MORE))
     assert settle_with(scene, [True]).outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize(
+    ("details", "why"),
+    [
+        ({"walk": "a list does not end"}, "a list does not end"),
+        ({"file": "/x", "pages": 5, "rule": "nobody knows it"}, "file /x: nobody knows it"),
+        ({"id": 1, "type": "tracing", "name": "", "uid": 0}, "id 1, type tracing"),
+        ({}, "no reason known"),
+    ],
+)
+def test_what_could_not_be_told_is_said_in_words(details: dict[str, JsonValue], why: str) -> None:
+    unsure = Anomaly(details, certain=False)
+    for count, end in ((1, ""), (3, ", and 2 more")):
+        found = dict.fromkeys(range(count), unsure)
+        scene = Scene(*[Look(found)] * 3)
+        summary = scene.observer.settle(SPEC, kernel(), scene.look).summary
+        assert summary == f"could not tell: {why}{end}"
