@@ -19,6 +19,9 @@ from undercroft.base import EnvironmentFault
 from undercroft.cli import render
 from undercroft.cli.inspect import Kernel, Target
 from undercroft.cli.verify import NoState, appraisal_json
+from undercroft.guests.chain import Chain
+from undercroft.guests.manifest import load_build
+from undercroft.guests.run import Guest
 from undercroft.policy import Policy
 from undercroft.reference.model import merge
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
@@ -60,7 +63,8 @@ def collect_command(
     ],
     kernel: Kernel = None,
     policy: Annotated[
-        Path | None, typer.Option(help="A policy file; without it the shipped direct-boot.")
+        Path | None,
+        typer.Option(help="A policy file; without it the shipped debian or direct-boot."),
     ] = None,
     host_tpm: Annotated[
         bool,
@@ -103,7 +107,7 @@ def collect_command(
     Evidence that is older than what was accepted of the same key (a vTPM that was rolled back)
     is refused.
     """
-    rules = wiring.shipped_policy("direct-boot")
+    rules = wiring.shipped_policy(_usual_policy(target))
     if policy is not None:
         rules = PolicyFolder(wiring.policy_home()).read(policy)
     host = _host_rules(host_references, host_policy, host_tpm=host_tpm)
@@ -129,6 +133,15 @@ def collect_command(
         where = render.shown(output.absolute())
         console.print(f"saved in {where}; `undercroft verify {where}` appraises it again")
     raise typer.Exit(appraisal.exit_status)
+
+
+def _usual_policy(target: str) -> str:
+    """Return the name of the shipped policy for a target that no policy was given for."""
+    scheme, _, name = target.partition(":")
+    if scheme != "qemu" or name.isdecimal():
+        return "direct-boot"
+    build = load_build(Guest.load(wiring.home(), name).info.build.parent)
+    return "direct-boot" if build.chain is Chain.DIRECT else "debian"
 
 
 def _host_rules(
