@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from undercroft.base import FormatError, Grade
 from undercroft.policy import (
@@ -24,7 +27,7 @@ from undercroft.policy import (
     encode_policy,
     parse_policy,
 )
-from undercroft.policy.rules import MAX_EXPRESSIONS, release_numbers
+from undercroft.policy.rules import MAX_EXPRESSIONS, evaluate, release_numbers
 from undercroft.policy.words import gaps, in_words
 
 SHIPPED = importlib.resources.files("undercroft.policy") / "policies"
@@ -323,3 +326,32 @@ def test_what_a_policy_leaves_open() -> None:
 )
 def test_the_numbers_of_a_release(release: str, numbers: tuple[int, ...]) -> None:
     assert release_numbers(release) == numbers
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_whatever_a_text_says_only_a_format_error_comes_of_it(data: st.DataObject) -> None:
+    text = WEB
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(text) - 1))
+        cut = data.draw(st.integers(0, 3))
+        new = data.draw(
+            st.sampled_from(["", '"', "'", "[", "]", "{", "=", "9", "-", "é", "\n", "("])
+        )
+        text = text[:at] + new + text[at + cut :]
+    try:
+        policy = parse_policy(text, others({}))
+    except FormatError:
+        return
+    assert parse_policy(encode_policy(policy)) == policy
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="ab01.,:?!()[]{}'\"\\+-*/%<>=&| é\n", max_size=40))
+def test_whatever_an_expression_says_it_is_cel_or_refused(text: str) -> None:
+    try:
+        rule = Expression("r", text or "true")
+    except ValueError:
+        return
+    with contextlib.suppress(FormatError):
+        assert evaluate(rule.expect, {"findings": {}, "every": [], "guest": "g"}) in (True, False)
