@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -177,7 +177,7 @@ def test_what_may_yet_be_lawful_is_unknown() -> None:
 def test_what_could_not_be_told_is_said_in_words(details: dict[str, JsonValue], why: str) -> None:
     unsure = Anomaly(details, certain=False)
     for count, end in ((1, ""), (3, ", and 2 more")):
-        found = dict.fromkeys(range(count), unsure)
+        found: dict[Hashable, Anomaly] = dict.fromkeys(range(count), unsure)
         scene = Scene(*[Look(found)] * 3)
         summary = scene.observer.settle(SPEC, kernel(), scene.look).summary
         assert summary == f"could not tell: {why}{end}"
