@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from typer.testing import CliRunner
 
 from undercroft.appraise.prediction import compare_prediction
 from undercroft.base import HashAlgorithm, Outcome
+from undercroft.cli.main import app
 from undercroft.formats.eventlog import parse_eventlog
 from undercroft.guests.accel import Accel
 from undercroft.guests.chain import Chain
@@ -105,6 +107,17 @@ def test_what_is_predicted_is_what_the_tpm_holds(
             )
             aggregate = boot_aggregate(predicted_pcrs(events, HashAlgorithm.SHA256))
             assert f"sha256:{aggregate.hex()} boot_aggregate" in first
+
+
+def test_the_guest_is_affirmed(
+    build: Build, guest_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boot, kernel and every file, by the shipped policy, with Secure Boot required."""
+    monkeypatch.setenv("UNDERCROFT_HOME", str(guest_home))
+    with running(build(Chain.GRUB), guest_home, "test-affirmed"):
+        arguments = ["evidence", "collect", "qemu:test-affirmed", "-o", str(tmp_path / "case")]
+        result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
 
 
 def test_two_builds_are_the_same(build: Build, guest_home: Path, tmp_path: Path) -> None:
