@@ -18,8 +18,11 @@ from undercroft.appraise.model import Appraisal
 from undercroft.appraise.pipeline import appraise, verify_evidence
 from undercroft.base import Finding, JsonValue, Outcome
 from undercroft.formats.ear import Tier
+from undercroft.formats.eventlog import parse_eventlog
 from undercroft.formats.evidence import encode_evidence, parse_evidence
-from undercroft.guests.run import Guest
+from undercroft.formats.evidence.interval import encode_chain, parse_chain
+from undercroft.formats.launch import EPOCH, TAG_RECORD, LaunchEvent, parse_launch_event
+from undercroft.guests.run import Guest, RunOptions
 from undercroft.securekernel.hypervisor.qmp import QmpClient
 from undercroft.securekernel.inspect import SecureKernel
 from undercroft.service.casefile import EVIDENCE
@@ -140,3 +143,49 @@ def test_the_host_vouches_for_the_guest(
     without = replace(first, host_layer=None)
     (case / EVIDENCE).write_bytes(encode_evidence(without))
     assert run("verify", case).returncode == 4
+
+
+@pytest.mark.slow
+def test_what_the_write_traps_saw_is_in_pcr_19(
+    start_guest: Callable[..., Guest], guest_home: Path, tmp_path: Path
+) -> None:
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "undercroft.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+            env={**os.environ, "UNDERCROFT_HOME": str(guest_home)},
+        )
+
+    guest = start_guest(RunOptions(one_thread=True))
+    target = f"qemu:{guest.info.name}"
+    attached = run(
+        "attach", target, "--traps", "observe", "--epoch", "2", "--seconds", "20", "--json"
+    )
+    assert "kernel.recorded" not in attached.stdout, attached.stdout
+    with connect_vtpm(guest.info) as client:
+        launch = client.current_launch_log()
+    first = [event for event in launch_records(launch) if event.name == EPOCH]
+    assert first, attached.stdout + attached.stderr
+
+    case = tmp_path / "case"
+    done = run("evidence", "collect", target, "-o", case, "--traps", "5", "--host-tpm", "--json")
+    findings = {finding["id"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert findings["launch.epochs"]["outcome"] == "unknown"
+    assert "started 2 times" in findings["launch.epochs"]["summary"]
+    assert findings["host.layer"]["outcome"] == "pass"
+    evidence = parse_evidence((case / EVIDENCE).read_bytes())
+    assert evidence.epochs is not None
+
+    # The chain without its last epoch, and the evidence without the chain's end.
+    chain = parse_chain(evidence.epochs)
+    shorter = replace(evidence, epochs=encode_chain(chain[:-1]) if len(chain) > 1 else b"")
+    (case / EVIDENCE).write_bytes(encode_evidence(shorter))
+    assert run("verify", case).returncode == 5
+
+
+def launch_records(log: bytes) -> list[LaunchEvent]:
+    events = [parse_launch_event(event.data) for event in parse_eventlog(log).events[1:]]
+    return [event for event in events if event.tag == TAG_RECORD]
