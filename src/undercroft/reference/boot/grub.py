@@ -256,6 +256,8 @@ class _Run:
         if name in _QUIET:
             return True
         if command := _COMMANDS.get(name):
+            if name in _NEEDS_ARGUMENT and not arguments:
+                raise FormatError(_NAME, 0, "a command without what it works on", got=name)
             return command(self, arguments)
         variable, equals, value = name.partition("=")
         if equals and not arguments:
@@ -333,7 +335,8 @@ class _Run:
         while at < len(options):
             option = options[at]
             if option in ("--class", "--users", "--hotkey", "--source", "--id"):
-                identifier = options[at + 1] if option == "--id" else identifier
+                value = "".join(options[at + 1 : at + 2])
+                identifier = value if option == "--id" else identifier
                 at += 2
             elif option == "--unrestricted":
                 at += 1
@@ -353,7 +356,7 @@ class _Run:
         name = f"{self._variables['prefix']}/grubenv"
         for number, argument in enumerate(arguments):
             if argument in ("-f", "--file"):
-                name = arguments[number + 1]
+                name = "".join(arguments[number + 1 : number + 2])
         data = self._open(name)
         for line in (data or b"").decode("utf-8", "replace").splitlines():
             variable, equals, value = line.partition("=")
@@ -442,6 +445,12 @@ _NUMBERS: Mapping[str, Callable[[int, int], bool]] = {
 }  # fmt: skip
 
 
+def _number(text: str) -> int:
+    if text and not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise FormatError(_NAME, 0, "not a number that is modelled", got=text[:40])
+    return int(text or "0")
+
+
 def _test(words: list[str], exists: Callable[[str], bool]) -> bool:
     """Evaluate a condition (grub-core/commands/test.c); ``-o`` binds less than ``-a``."""
     for operator, join in (("-o", any), ("-a", all)):
@@ -462,11 +471,16 @@ def _test(words: list[str], exists: Callable[[str], bool]) -> bool:
         case [left, "!=", right]:
             return left != right
         case [left, operator, right] if operator in _NUMBERS:
-            return _NUMBERS[operator](int(left or "0"), int(right or "0"))
+            return _NUMBERS[operator](_number(left), _number(right))
         case []:
             return False
     raise FormatError(_NAME, 0, "a condition that is not modelled", got=" ".join(words)[:200])
 
+
+_NEEDS_ARGUMENT = frozenset(
+    {"search.fs_uuid", "search.file", "source", ".", "configfile", "menuentry", "submenu", "linux",
+     "linuxefi"}
+)  # fmt: skip
 
 _COMMANDS: Mapping[str, Callable[[_Run, list[str]], bool]] = {
     "[": _Run._test,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from undercroft.base import FormatError
 from undercroft.reference.boot.grub import GrubDisk, GrubRun, run_grub
@@ -191,7 +195,8 @@ def test_the_installers_medium_has_its_configuration_elsewhere() -> None:
         ("{ echo; }", "belongs to no command"), ("echo a | b", "an operator"),
         ("menuentry --id x { true }", "without title or block"), ("menuentry x", "without title"),
         ("function f { f; }\nf", "too deeply"), ("set next_entry=1", "next boot only"),
-        ("fwsetup", "no boot"), ("source /grub/binary", "not UTF-8"),
+        ("fwsetup", "no boot"), ("source", "without what it works on"),
+        ("[ x -eq 1 ]", "not a number"), ("source /grub/binary", "not UTF-8"),
         ("if " * 100, "nested too deeply"), ("set x=1", "no menu"),
         ("menuentry x { true }", "loads no kernel"),
     ],
@@ -200,6 +205,29 @@ def test_what_is_not_understood_is_refused(script: str, reason: str) -> None:
     last = "" if reason in ("no menu", "loads no kernel") else ENTRY
     with pytest.raises(FormatError, match=reason):
         run(f"{script}\n{last}", {"/grub/binary": b"\xff"})
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["if", "then", "else", "elif", "fi", "function", "f", "{", "}", ";", "\n", "set", "a=b",
+             "$a", "'x'", '"$@"', "[", "]", "-e", "-o", "-a", "!", "-eq", "1", "menuentry", "--id",
+             "submenu", "linux", "/vmlinuz", "initrd", "search", "--set=root", "-u", "source",
+             "configfile", "load_env", "-f", "loadfont", "setparams", "unset", "search.fs_uuid",
+             "search.file", "background_image", "default=1", "$1", "test"]
+        ),
+        max_size=40,
+    )
+)  # fmt: skip
+def test_only_a_format_error_escapes(words: list[str]) -> None:
+    with contextlib.suppress(FormatError):
+        run(" ".join(words) + "\n" + ENTRY)
+
+
+@given(st.text("{}'\"\\$ \n;#a=[]if", max_size=60))
+def test_only_a_format_error_escapes_any_text(text: str) -> None:
+    with contextlib.suppress(FormatError):
+        run(text)
 
 
 def test_a_script_that_runs_very_long_is_refused() -> None:
