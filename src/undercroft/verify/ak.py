@@ -8,8 +8,9 @@ another attestation key (``verify.certify``), or by an operator who pins the key
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from undercroft.formats.tpm import (
@@ -21,6 +22,7 @@ from undercroft.formats.tpm import (
     TpmAlg,
     TpmRh,
 )
+from undercroft.formats.tpm.public import qualified_name
 from undercroft.verify.ak_key import HASHES, UnusableKeyError, load_public_key
 from undercroft.verify.checks import Check
 
@@ -53,17 +55,20 @@ REQUIRED = (
     | ObjectAttributes.SIGN
 )
 FORBIDDEN = ObjectAttributes.DECRYPT
-_HIERARCHIES = {hierarchy.handle_name: hierarchy for hierarchy in TpmRh}
+_REQUIRED, _LOOKED_AT = int(REQUIRED), int(REQUIRED | FORBIDDEN)
 _SCHEMES = (TpmAlg.RSASSA, TpmAlg.RSAPSS, TpmAlg.ECDSA)
 
 
-@dataclass(frozen=True, slots=True)
-class AttestationKey:
+@lru_cache(maxsize=1024)
+def _hierarchies(name: bytes) -> Mapping[bytes, TpmRh]:
+    return {qualified_name(name, hierarchy.handle_name): hierarchy for hierarchy in TpmRh}
+
+
+class AttestationKey(msgspec.Struct, frozen=True):
     """An attestation key, checked and loaded once; verify as many quotes with it as you like.
 
     ``qualified_name`` is what the key's statements must carry as qualifiedSigner, or None where
-    the key's parent is not known.  ``hierarchies`` has the Qualified Names that the key would
-    have as a primary key, by which its hierarchy is recognised.
+    the key's parent is not known.
     """
 
     public: Public
@@ -71,7 +76,11 @@ class AttestationKey:
     scheme: Scheme
     key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey
     qualified_name: bytes | None
-    hierarchies: Mapping[bytes, TpmRh]
+
+    @property
+    def hierarchies(self) -> Mapping[bytes, TpmRh]:
+        """The Qualified Names that the key would have as a primary key of each hierarchy."""
+        return _hierarchies(self.name)
 
 
 def verify_ak(public: Public, *, parent: bytes | None = None) -> AttestationKey:
@@ -90,20 +99,12 @@ def verify_ak(public: Public, *, parent: bytes | None = None) -> AttestationKey:
         key = load_public_key(public)
     except UnusableKeyError as fault:
         raise A4_KEY.failed("the key cannot be used", got=fault) from None
-    hierarchies = public.qualified_names(*_HIERARCHIES)
-    return AttestationKey(
-        public,
-        name,
-        scheme,
-        key,
-        None if parent is None else public.qualified_name(parent),
-        dict(zip(hierarchies, _HIERARCHIES.values(), strict=True)),
-    )
+    qualified = None if parent is None else qualified_name(name, parent)
+    return AttestationKey(public, name, scheme, key, qualified)
 
 
 def _check_attributes(attributes: ObjectAttributes) -> None:
-    missing = REQUIRED & ~attributes
-    if missing or attributes & FORBIDDEN:
+    if int(attributes) & _LOOKED_AT != _REQUIRED:
         raise A2_ATTRIBUTES.failed(
             "the key could sign what is not its TPM's own statement, or exist outside its TPM",
             expected=f"{' '.join(REQUIRED.labels)} and not {' '.join(FORBIDDEN.labels)}",

@@ -35,6 +35,11 @@ MIN_RSA_BITS = 2048
 """Shortest RSA key of the PC Client and EK profiles; TPM 1.2 has it as well."""
 _ECDSA = {algorithm: ec.ECDSA(primitive) for algorithm, primitive in HASHES.items()}
 _RSASSA = padding.PKCS1v15()
+# TPMs differ in their PSS salt length (Part 1, B.7), so it is taken as found.
+_RSAPSS = {
+    algorithm: padding.PSS(padding.MGF1(primitive), padding.PSS.AUTO)
+    for algorithm, primitive in HASHES.items()
+}
 
 
 class UnusableKeyError(ValueError):
@@ -106,11 +111,9 @@ def verify_signature(
                 key.verify(encode_dss_signature(r, s), message, _ECDSA[signature.hash_alg])
                 return
         elif isinstance(key, rsa.RSAPublicKey):
-            # TPMs differ in their PSS salt length (Part 1, B.7), so it is taken as found.
-            pss = padding.PSS(padding.MGF1(primitive), padding.PSS.AUTO)
-            key.verify(
-                signature.sig, message, pss if scheme is TpmAlg.RSAPSS else _RSASSA, primitive
-            )
+            pss = scheme is TpmAlg.RSAPSS
+            padded = _RSAPSS[signature.hash_alg] if pss else _RSASSA
+            key.verify(signature.sig, message, padded, primitive)
             return
     except InvalidSignature:
         raise check.failed(

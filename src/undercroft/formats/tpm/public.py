@@ -176,15 +176,7 @@ class Public(msgspec.Struct, frozen=True):
 
         It is nameAlg and H(parent || Name) (Part 1, 16); a hierarchy's is its handle.
         """
-        return self.qualified_names(parent)[0]
-
-    def qualified_names(self, *parents: bytes) -> tuple[bytes, ...]:
-        """Return the Qualified Name under each of ``parents``; the Name is computed once."""
-        algorithm = self.name_alg
-        if algorithm is None:
-            return (b"",) * len(parents)
-        prefix, name = encode_hash(algorithm), self.name
-        return tuple([prefix + algorithm.hash(parent, name) for parent in parents])
+        return qualified_name(self.name, parent)
 
     def encode(self) -> bytes:
         """Encode as TPMT_PUBLIC."""
@@ -201,6 +193,12 @@ class Public(msgspec.Struct, frozen=True):
     def encode_2b(self) -> bytes:
         """Encode as TPM2B_PUBLIC."""
         return encode_2b(self.encode())
+
+
+def qualified_name(name: bytes, parent: bytes) -> bytes:
+    """Return the Qualified Name of the object with Name ``name``: see Public.qualified_name."""
+    algorithm = HashAlgorithm.from_alg_id(int.from_bytes(name[:2], "big"))
+    return encode_hash(algorithm) + algorithm.hash(parent, name) if algorithm else b""
 
 
 def _encode_symmetric(symmetric: SymmetricDefinition | None) -> bytes:
