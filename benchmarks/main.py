@@ -57,7 +57,7 @@ def run() -> list[Figure]:
 def _first_verdict(bench: BenchGuest) -> tuple[SecureKernel, float]:
     info, policy = bench.guest.info, wiring.shipped_policy("direct-boot")
     target = wiring.open_target(f"qemu:{info.name}")
-    kernel = SecureKernel(target.guest, target.image)
+    kernel = SecureKernel(target.guest, target.image, target.kernel.library)
     with connect_vtpm(info) as client:
         trust = enrol_guest(client, info, wiring.home(), dt.datetime.now(dt.UTC))
         challenge = new_challenge(policy, int(time.time()))

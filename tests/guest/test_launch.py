@@ -42,7 +42,7 @@ def attest(guest: Guest, home: Path) -> Appraisal:
         trust = enrol_guest(client, info, home, now)
         references = guest_references(info, home, trust.ek_certificate)
         challenge = new_challenge(POLICY, int(now.timestamp()))
-        kernel = SecureKernel(target.guest, target.image)
+        kernel = SecureKernel(target.guest, target.image, target.kernel.library)
         evidence = collect(kernel, client, challenge, lambda: machine_facts(info, client))
     verified = verify_evidence(evidence, trust, challenge)
     return appraise(verified, references, POLICY, int(dt.datetime.now(dt.UTC).timestamp()))
