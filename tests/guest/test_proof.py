@@ -15,6 +15,7 @@ import pytest
 from undercroft import wiring
 from undercroft.guests.manifest import load_build
 from undercroft.guests.run import Guest
+from undercroft.securekernel.arch.x86_64.paging import AddressSpace
 from undercroft.securekernel.hypervisor.dump import DumpGuest
 from undercroft.securekernel.hypervisor.qmp import QmpClient
 from undercroft.securekernel.inspect import SecureKernel
@@ -64,17 +65,38 @@ def test_a_dump_of_any_kind_gives_the_same_proof(
         for package in load_build(running_guest.info.build.parent).packages
         if package.name.startswith("linux-image-")
     )
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "undercroft.cli", "inspect", f"dump:{elf}"),
-            *("--kernel", str(package.path), "--against", str(saved)),
-        ],
+    arguments = ["--kernel", str(package.path)]
+    done = run(guest_home, "inspect", f"dump:{elf}", *arguments, "--against", str(saved))
+    assert done.returncode == 4, done.stderr  # the registers of a dump are not all there
+    assert "the same proof as in" in done.stdout
+    assert f"proof sha256:{manifest.digest(live)}" in done.stdout.replace("\n", "")
+
+    done = run(guest_home, "verify", str(saved), *arguments, "--dump", str(raw), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "proof_sha256": manifest.digest(live),
+        "unexplained": 0,
+        "differences": [],
+    }
+
+    located = SecureKernel(DumpGuest(raw), kernel, library).proof.kernel
+    assert located is not None
+    space = AddressSpace(DumpGuest(raw).memory, located.cr3, located.la57)
+    flipped = bytearray(memory)
+    at = space.translate(located.base + kernel.offset("do_sys_openat2"))
+    flipped[at + 1] ^= 1
+    raw.write_bytes(flipped)
+    done = run(guest_home, "verify", str(saved), *arguments, "--dump", str(raw))
+    assert done.returncode == 3, done.stdout
+    assert "not the proof in" in done.stdout
+
+
+def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "undercroft.cli", *arguments],
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
-        env={**os.environ, "UNDERCROFT_HOME": str(guest_home)},
+        env={**os.environ, "UNDERCROFT_HOME": str(home)},
     )
-    assert done.returncode == 4, done.stderr  # the registers of a dump are not all there
-    assert "the same proof as in" in done.stdout
-    assert f"proof sha256:{manifest.digest(live)}" in done.stdout.replace("\n", "")

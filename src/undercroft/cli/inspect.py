@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 from undercroft import wiring
-from undercroft.base import EnvironmentFault, Finding, FormatError, Outcome, worst
+from undercroft.base import EnvironmentFault, Finding, Outcome, worst
 from undercroft.cli import exit_status, render
+from undercroft.cli.proof import Trusted, differences_to, proof_view, read_keys, say_compared
 from undercroft.cli.report import report_view
 from undercroft.securekernel.confine import confine
 from undercroft.securekernel.hypervisor.qemu import QemuGuest
@@ -37,17 +36,6 @@ Kernel = Annotated[
         help="Package (.deb), profile or vmlinuz of the kernel that the guest is meant to run."
     ),
 ]
-
-Trusted = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--profile-key",
-        metavar="FILE",
-        help="A public key (PEM) whose signed profiles are believed. May be given again.",
-    ),
-]
-LISTED = 12
-"""Differences between two proofs that are shown to a person."""
 
 _STATUS = {
     Outcome.PASS: exit_status.AFFIRMED,
@@ -75,11 +63,11 @@ def inspect(
     proof of the kernel's code. A proof made of a running guest can be made again, by anybody,
     from the kernel's package and a dump of the guest (dump:FILE --against).
     """
-    opened = wiring.open_target(target, kernel, _read_keys(trusted))
+    opened = wiring.open_target(target, kernel, read_keys(trusted))
     looker = SecureKernel(opened.guest, opened.image, opened.kernel.library, opened.files)
     record = looker.record()
     proof = manifest.manifest(looker.proof, record.facts)
-    changed = _compare(proof, against) if against is not None else []
+    changed = differences_to(proof, against) if against is not None else []
     if as_json:
         document = {
             "guest": record.guest,
@@ -108,56 +96,10 @@ def inspect(
         if proof is not None:
             console.print(proof_view(proof))
         if against is not None:
-            _say_compared(console, against, changed)
+            say_compared(console, against, changed)
     if changed:
         raise typer.Exit(exit_status.CONTRAINDICATED)
     raise typer.Exit(_STATUS[worst(fact.outcome for fact in record.facts)])
-
-
-def proof_view(proof: manifest.Manifest) -> RenderableType:
-    """Return the proof of the kernel's code: how the kernel patched itself, and the sum."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("how the kernel patched itself", no_wrap=True)
-    table.add_column("sites", justify="right")
-    table.add_column("not as packaged", justify="right")
-    text = proof["text"]
-    rules = text.get("rules") if isinstance(text, dict) else None
-    for label, counts in rules.items() if isinstance(rules, dict) else ():
-        if isinstance(counts, dict):
-            table.add_row(label, f"{counts['sites']:,}", f"{counts['changed']:,}")
-    totals = manifest.totals(proof)
-    line = (
-        f"{totals.compared:,} bytes compared; {totals.deviations:,} places are lawfully not as "
-        f"packaged; {totals.unexplained:,} bytes unexplained"
-    )
-    return Group(Text(), table, Text(line), Text(f"proof sha256:{manifest.digest(proof)}"))
-
-
-def _compare(proof: manifest.Manifest | None, against: Path) -> list[str]:
-    """Return where the proof differs from the one in a document of `inspect --json`."""
-    try:
-        document = json.loads(wiring.read_file(against))
-    except ValueError as error:
-        raise FormatError("kernel proof", 0, f"{against} is not JSON: {error}") from error
-    before = document.get("proof") if isinstance(document, dict) else None
-    if not isinstance(before, dict) or before.get("format") != manifest.FORMAT:
-        raise FormatError("kernel proof", 0, f"{against} holds no proof", expected=manifest.FORMAT)
-    return manifest.differences(proof, before)
-
-
-def _say_compared(console: Console, against: Path, changed: list[str]) -> None:
-    if not changed:
-        console.print(f"the same proof as in {render.shown(against)}")
-        return
-    console.print(f"not the proof in {render.shown(against)}:", style="bold red")
-    for line in changed[:LISTED]:
-        console.print(f"  {line}")
-    if len(changed) > LISTED:
-        console.print(f"  and {len(changed) - LISTED} more")
-
-
-def _read_keys(paths: list[Path] | None) -> list[bytes] | None:
-    return None if paths is None else [wiring.read_file(path) for path in paths]
 
 
 def attach(

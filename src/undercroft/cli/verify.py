@@ -16,6 +16,7 @@ from undercroft.appraise.explain import explain
 from undercroft.appraise.model import Appraisal, Judgement
 from undercroft.base import EnvironmentFault, JsonValue
 from undercroft.cli import render
+from undercroft.cli.proof import Trusted, read_keys, reproduce
 from undercroft.formats.ear import Tier
 from undercroft.service.casefile import Case, load_case
 from undercroft.service.policies import PolicyFolder
@@ -32,7 +33,10 @@ NoState = Annotated[
 
 
 def verify(
-    case: Annotated[Path, typer.Argument(help="A folder that `evidence collect` wrote.")],
+    case: Annotated[
+        Path,
+        typer.Argument(help="A folder that `evidence collect` wrote, or, with --dump, a proof."),
+    ],
     trust: Annotated[
         Path | None, typer.Option(help="Whom to trust, instead of the folder's trust.json.")
     ] = None,
@@ -47,6 +51,18 @@ def verify(
         ),
     ] = RECORDED,
     no_state: NoState = False,
+    dump: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A dump of the guest: make the proof of its kernel's code again from it.",
+        ),
+    ] = None,
+    kernel: Annotated[
+        Path | None,
+        typer.Option(help="With --dump: package (.deb), profile or vmlinuz of the guest's kernel."),
+    ] = None,
+    trusted: Trusted = None,
     every: Annotated[
         bool, typer.Option("--every", help="List each check that passes, too.")
     ] = False,
@@ -56,7 +72,13 @@ def verify(
 
     Evidence that is not authentic gives exit status 5 and no verdict. With `--at now` it must
     also not be older than what was accepted of the same key before, and is then remembered.
+
+    With `--dump` and `--kernel` a saved proof is made again instead, from the kernel's package
+    and a dump of the guest (raw, ELF core or LiME): affirmed if it is the same and no byte is
+    unexplained.
     """
+    if dump is not None:
+        raise typer.Exit(reproduce(case, dump, kernel, read_keys(trusted), as_json=as_json))
     loaded = load_saved_case(case, trust=trust, references=references, policy=policy)
     if no_state:
         loaded = replace(loaded, last=None)

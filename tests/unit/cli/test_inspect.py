@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from undercroft.base import EnvironmentFault, FormatError
-from undercroft.cli import inspect, render
+from undercroft.cli import proof, render
 from undercroft.securekernel.linux import manifest
 
 PROOF: manifest.Manifest = {
@@ -25,10 +25,10 @@ PROOF: manifest.Manifest = {
 }
 
 
-def printed(proof: manifest.Manifest) -> str:
+def printed(document: manifest.Manifest) -> str:
     console = render.console(record=True)
     console.width = 120
-    console.print(inspect.proof_view(proof))
+    console.print(proof.proof_view(document))
     return console.export_text()
 
 
@@ -48,28 +48,28 @@ def test_the_proof_is_rules_and_a_sum() -> None:
 
 
 def test_the_same_proof_has_no_differences(tmp_path: Path) -> None:
-    assert inspect._compare(PROOF, saved(tmp_path, {"proof": PROOF})) == []
+    assert proof.differences_to(PROOF, saved(tmp_path, {"proof": PROOF})) == []
 
 
 def test_a_difference_is_named(tmp_path: Path) -> None:
     before = {**PROOF, "text": {**PROOF["text"], "unexplained": 5}}  # type: ignore[dict-item]
-    changed = inspect._compare(PROOF, saved(tmp_path, {"proof": before}))
+    changed = proof.differences_to(PROOF, saved(tmp_path, {"proof": before}))
     assert changed == ["text.unexplained: 5 became 0"]
     console = render.console(record=True)
-    inspect._say_compared(console, tmp_path / "before.json", changed * 20)
+    proof.say_compared(console, tmp_path / "before.json", changed * 20)
     text = console.export_text()
     assert "not the proof in" in text
     assert "and 8 more" in text
-    inspect._say_compared(console, tmp_path / "before.json", [])
+    proof.say_compared(console, tmp_path / "before.json", [])
     assert "the same proof as in" in console.export_text()
 
 
 @pytest.mark.parametrize("document", ["{", {"proof": None}, {"proof": {"format": "x"}}, []])
 def test_what_holds_no_proof_is_refused(tmp_path: Path, document: object) -> None:
     with pytest.raises(FormatError):
-        inspect._compare(PROOF, saved(tmp_path, document))
+        proof.differences_to(PROOF, saved(tmp_path, document))
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault):
-        inspect._compare(PROOF, tmp_path / "none")
+        proof.differences_to(PROOF, tmp_path / "none")
