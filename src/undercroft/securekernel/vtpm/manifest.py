@@ -91,7 +91,7 @@ def _distribution(name: str) -> tuple[str, Path, list[Path]] | None:
         return None
     root = Path(str(distribution.locate_file(""))).resolve()
     files = [
-        Path(str(entry.locate()))
+        root / entry
         for entry in distribution.files or []
         if ".dist-info" not in str(entry) and entry.suffix != ".pyc" and ".." not in entry.parts
     ]

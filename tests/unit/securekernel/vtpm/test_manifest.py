@@ -111,3 +111,20 @@ def test_without_a_file_it_is_printed(
 def test_a_distribution_that_is_absent_is_measured_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "DISTRIBUTIONS", ("no-such-distribution",))
     assert b"\ndistribution no-such-distribution absent\n" in manifest.build()
+
+
+def test_libraries_behind_a_link_are_measured_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real" / "linked-1.dist-info").mkdir(parents=True)
+    (tmp_path / "real" / "linked.py").write_text("1\n")
+    described = tmp_path / "real" / "linked-1.dist-info"
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: linked\nVersion: 1\n")
+    (described / "RECORD").write_text("linked.py,,\nlinked-1.dist-info/METADATA,,\n")
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.syspath_prepend(str(tmp_path / "link"))
+    found = manifest._distribution("linked")
+    assert found is not None
+    version, root, files = found
+    assert (version, files) == ("1", [tmp_path / "real" / "linked.py"])
+    assert len(manifest.tree_digest(root, files)) == 64
